@@ -1,0 +1,2 @@
+//! An online suffix tree over token ids.
+#![forbid(unsafe_code)]
