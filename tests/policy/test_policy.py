@@ -1,0 +1,266 @@
+"""The policy through its interface: budgets, widths, the off-switch, determinism, errors."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sglang_das.policy import LONG, Plan, Policy, PolicyConfig
+
+CAP = 1000
+
+
+def opened(policy: Policy, requests: int, cap: int = CAP) -> np.ndarray:
+    return np.array([policy.open(i, cap) for i in range(requests)])
+
+
+def plan_for(policy: Policy, requests: int) -> Plan:
+    return policy.plan(opened(policy, requests), np.zeros(requests, np.int32))
+
+
+def chains(rng: np.random.Generator, requests: int, nodes: int = 15, low: float = 0.4) -> np.ndarray:
+    return np.cumprod(rng.uniform(low, 1.0, (requests, nodes)), axis=1).astype(np.float32)
+
+
+def with_history(arm: str = "das-classes", **settings) -> Policy:
+    """Problem 0 answers in about 10 tokens, problem 1 in about 100, problem 2 in about 1000."""
+    policy = Policy(PolicyConfig(arm=arm, short_quantile=0.4, **settings))
+    for i in range(60):
+        problem = i % 3
+        policy.close(policy.open(problem, 5000), 10 ** (problem + 1) + i % 7, finished=True)
+    return policy
+
+
+def test_short_requests_do_not_draft_and_long_ones_draft_most():
+    policy = with_history(max_width=16, medium_drafts=4)
+    rows = np.array([policy.open(problem, 5000) for problem in (0, 1, 2)])
+    plan = policy.plan(rows, np.zeros(3, np.int32))
+    assert plan.max_drafts.tolist() == [0, 4, 15]
+    assert plan.length_class.dtype == np.int8
+    assert plan.max_drafts.dtype == np.int32
+    assert plan.floor.dtype == np.float32
+
+
+def test_the_longest_of_the_live_batch_is_long():
+    """A Short rollout running alone is what everyone waits for."""
+    policy = with_history()
+    row = policy.open(0, 5000)
+    plan = policy.plan(np.array([row]), np.zeros(1, np.int32))
+    assert plan.length_class.tolist() == [LONG]
+    assert plan.max_drafts[0] > 0
+
+
+def test_nobody_drafts_beyond_its_last_token():
+    policy = Policy()
+    rows = np.array([policy.open(0, 10) for _ in range(3)])
+    plan = policy.plan(rows, np.array([0, 7, 9], np.int32))
+    assert plan.max_drafts.tolist() == [9, 2, 0]
+
+
+@pytest.mark.parametrize(("arm", "drafts"), [("off", 0), ("unlimited", 15), ("fixed:5", 5)])
+def test_simple_arms(arm, drafts):
+    policy = Policy(PolicyConfig(arm=arm))
+    plan = plan_for(policy, 4)
+    assert plan.max_drafts.tolist() == [drafts] * 4
+    choice = policy.width(chains(np.random.default_rng(0), 4), np.full(4, 15, np.int32), plan)
+    assert choice.width == drafts + 1
+    assert choice.drafts.tolist() == [drafts] * 4
+
+
+def test_without_drafts_a_step_is_plain():
+    policy = Policy()
+    plan = plan_for(policy, 3)
+    choice = policy.width(np.zeros((3, 15), np.float32), np.zeros(3, np.int32), plan)
+    assert (choice.width, choice.tokens, choice.drafts.tolist()) == (1, 3.0, [0, 0, 0])
+
+
+def test_an_empty_batch_is_no_error():
+    policy = Policy()
+    plan = policy.plan(np.zeros(0, np.int64), np.zeros(0, np.int32))
+    choice = policy.width(np.zeros((0, 15), np.float32), np.zeros(0, np.int32), plan)
+    assert choice.width == 1
+
+
+def trained(cost, seed: int = 0) -> Policy:
+    policy = Policy()
+    rng = np.random.default_rng(seed)
+    for _ in range(600):
+        requests, width = int(rng.integers(1, 20)), int(rng.choice(policy.config.step_widths))
+        policy.latency.observe(requests, width, cost(requests, width))
+    return policy
+
+
+TRAINED = trained(lambda requests, width: 0.06 + 0.0015 * requests * width)
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_width_equals_brute_force(data):
+    requests = data.draw(st.integers(1, 20))
+    ratios = data.draw(hnp.arrays(np.float32, (requests, 15), elements=st.floats(0, 1, width=32)))
+    sizes = data.draw(hnp.arrays(np.int32, requests, elements=st.integers(0, 15)))
+    caps = data.draw(hnp.arrays(np.int32, requests, elements=st.integers(0, 15)))
+    path = np.cumprod(ratios, axis=1, dtype=np.float32)
+    plan = Plan(np.full(requests, LONG, np.int8), caps, np.zeros(requests, np.float32))
+    choice = TRAINED.width(path, sizes, plan)
+
+    usable = np.minimum(sizes, caps)
+    corrected = TRAINED.calibration(path).astype(float)
+    times = TRAINED.latency.seconds(requests)
+    rates = []
+    for width, seconds in zip(TRAINED.config.step_widths, times, strict=True):
+        tokens = sum(1.0 + corrected[i, : min(usable[i], width - 1)].sum() for i in range(requests))
+        rates.append(tokens / seconds)
+        if width == choice.width:
+            assert choice.tokens == pytest.approx(tokens, rel=1e-5)
+            assert choice.seconds == seconds
+    chosen = rates[TRAINED.config.step_widths.index(choice.width)]
+    assert choice.drafts.tolist() == np.minimum(usable, choice.width - 1).tolist()
+    if not choice.explored:
+        assert chosen >= rates[0]
+        assert chosen * (1 + TRAINED.config.margin) >= max(rates) * (1 - 1e-5)
+
+
+def test_exploration_is_rare():
+    policy = trained(lambda requests, width: 0.06 + 0.0015 * requests * width)
+    rng = np.random.default_rng(0)
+    plan = plan_for(policy, 8)
+    explored = []
+    for _ in range(2000):
+        choice = policy.width(chains(rng, 8), np.full(8, 15, np.int32), plan)
+        explored.append(choice.explored)
+        policy.latency.observe(8, choice.width, 0.06 + 0.0015 * 8 * choice.width)
+    assert 0 < sum(explored[200:]) <= 1800 / 100
+
+
+def live(policy: Policy, steps: int, *, honest: bool, requests: int = 8, seed: int = 0) -> list[int]:
+    """Steps of a drafter that claims 0.9 per token and is right that often, or never."""
+    rng = np.random.default_rng(seed)
+    rows = opened(policy, requests, cap=10**9)
+    claimed = np.broadcast_to(0.9 ** np.arange(1, 16), (requests, 15)).astype(np.float32)
+    widths = []
+    for _ in range(steps):
+        plan = policy.plan(rows, np.zeros(requests, np.int32))
+        choice = policy.width(claimed, plan.max_drafts, plan)
+        agreed = np.cumprod(rng.random((requests, 15)) < (0.9 if honest else 0.0), axis=1).sum(1)
+        agreed = np.minimum(agreed, choice.drafts).astype(np.int32)
+        seconds = 0.06 + 0.0015 * requests * choice.width
+        policy.observe_step(requests, choice.width, seconds, int(choice.drafts.sum()), int(agreed.sum()))
+        policy.observe_drafts(claimed, choice.drafts, agreed + 1)
+        widths.append(choice.width)
+    return widths
+
+
+def test_good_drafts_are_used():
+    widths = live(Policy(), 500, honest=True)
+    assert np.mean(np.array(widths[100:]) >= 6) > 0.9
+
+
+def test_a_lying_drafter_is_found_out():
+    policy = Policy()
+    widths = live(policy, 2000, honest=False)
+    assert np.mean(np.array(widths[100:]) > 1) < 0.03
+
+
+def test_measured_loss_turns_speculation_off_and_it_is_tested_again():
+    """Calibration unplugged, so that only the measured gain can tell."""
+    policy = Policy(PolicyConfig(retest_after=50))
+    policy.observe_drafts = lambda *_: None  # type: ignore[method-assign]
+    first = live(policy, 1000, honest=False)
+    state = policy.describe()
+    assert state["times_off"] > 0
+    assert np.mean(np.array(first[500:]) == 1) > 0.8
+    assert max(first[500:]) > 1
+    later = live(policy, 4000, honest=True)
+    assert np.mean(np.array(later[-500:]) > 1) > 0.9
+
+
+def test_the_switch_of_large_batches_leaves_the_tail_alone():
+    policy = Policy()
+    policy.observe_drafts = lambda *_: None  # type: ignore[method-assign]
+    live(policy, 200, honest=False, requests=64)
+    assert live(policy, 1, honest=True, requests=2)[0] > 1
+
+
+def test_same_calls_same_answers():
+    runs = []
+    for _ in range(2):
+        policy = Policy()
+        widths = live(policy, 300, honest=True) + live(policy, 300, honest=False, requests=5)
+        runs.append((widths, json.dumps(policy.describe())))
+    assert runs[0] == runs[1]
+
+
+def test_describe_is_plain_and_counts():
+    policy = with_history()
+    policy.observe_step(4, 2, 0.05, drafted=4, accepted=3)
+    described = policy.describe()
+    assert json.loads(json.dumps(described))["arm"] == "das-classes"
+    assert described["accepted"] == 3
+    assert described["problems"] == 3
+    assert described["rollouts"] == 60
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"arm": "fast"}, "arm"),
+        ({"arm": "fixed:16"}, "arm"),
+        ({"arm": "fixed:0"}, "arm"),
+        ({"max_width": 0}, "max_width"),
+        ({"widths": (2, 4)}, "widths"),
+        ({"widths": (1, 4, 4)}, "widths"),
+        ({"short_quantile": 0.9}, "short_quantile"),
+        ({"medium_drafts": -1}, "medium_drafts"),
+        ({"min_floor": 1.0}, "min_floor"),
+        ({"history": 0}, "history"),
+        ({"explore_every": 1}, "explore_every"),
+        ({"margin": -0.1}, "margin"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(change, named):
+    with pytest.raises(ValueError, match=f"policy: .*{named}.* must be "):
+        PolicyConfig(**change)
+
+
+def test_bad_calls_are_refused_and_change_nothing():
+    policy = with_history()
+    before = policy.describe()
+    row = policy.open(0, 100)
+    plan = policy.plan(np.array([row]), np.zeros(1, np.int32))
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        policy.open(0, 5, generated=5)
+    with pytest.raises(ValueError, match="not open"):
+        policy.close(row + 1, 5, finished=True)
+    with pytest.raises(ValueError, match="length is -1"):
+        policy.close(row, -1, finished=True)
+    with pytest.raises(ValueError, match="not open"):
+        policy.plan(np.array([row, 10**6]), np.zeros(2, np.int32))
+    with pytest.raises(ValueError, match="shape"):
+        policy.plan(np.array([row]), np.zeros(2, np.int32))
+    with pytest.raises(ValueError, match="plan is for 1 requests"):
+        policy.width(np.zeros((2, 4), np.float32), np.zeros(2, np.int32), plan)
+    with pytest.raises(ValueError, match="width is 5"):
+        policy.observe_step(1, 5, 0.1, 0, 0)
+    with pytest.raises(ValueError, match="accepted 2"):
+        policy.observe_step(1, 2, 0.1, 1, 2)
+    with pytest.raises(ValueError, match="positive time"):
+        policy.observe_step(1, 2, float("nan"), 1, 1)
+    with pytest.raises(ValueError, match="shape"):
+        policy.observe_drafts(np.zeros((2, 4), np.float32), np.zeros(1, np.int32), np.ones(2, np.int32))
+    assert policy.describe() == before
+    policy.close(row, 9, finished=True)
+    with pytest.raises(ValueError, match="not open"):
+        policy.close(row, 9, finished=True)
+
+
+def test_importing_the_policy_needs_neither_engine_nor_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, sglang_das.policy; assert not {'torch', 'sglang'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
