@@ -1,0 +1,124 @@
+//! An append-only vector whose elements never move, so that readers may hold references while it grows.
+//!
+//! Elements live in segments allocated on demand: two of each size, sizes doubling. An index is turned into a segment and an
+//! offset with a count of leading zeros. At most a third of what is allocated is unused.
+
+use crate::sync::{Arc, AtomicU32, AtomicUsize, OnceLock, Ordering};
+
+/// The first two segments have `1 << (BASE - 1)` elements each.
+const BASE: u32 = if cfg!(loom) { 1 } else { 5 };
+const SEGMENTS: usize = 2 * (32 - BASE as usize);
+
+/// Counts bytes as they are allocated, for one tree and, if it belongs to a history, for that too.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    own: AtomicUsize,
+    shared: Option<Arc<AtomicUsize>>,
+}
+
+impl Meter {
+    pub(crate) fn new(shared: Option<Arc<AtomicUsize>>) -> Self {
+        Self { own: AtomicUsize::new(0), shared }
+    }
+
+    pub(crate) fn add(&self, bytes: usize) {
+        self.own.fetch_add(bytes, Ordering::Relaxed); // a statistic: nothing is read on the strength of it
+        if let Some(shared) = &self.shared {
+            shared.fetch_add(bytes, Ordering::Relaxed); // as above
+        }
+    }
+
+    pub(crate) fn sub(&self, bytes: usize) {
+        self.own.fetch_sub(bytes, Ordering::Relaxed); // as above
+        if let Some(shared) = &self.shared {
+            shared.fetch_sub(bytes, Ordering::Relaxed); // as above
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.own.load(Ordering::Relaxed) // as above
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        let bytes = self.bytes();
+        self.sub(bytes);
+    }
+}
+
+/// The vector. Elements start out as `T::default()` and are changed through their atomics.
+#[derive(Debug)]
+pub(crate) struct Arena<T> {
+    segments: [OnceLock<Box<[T]>>; SEGMENTS],
+    /// Number of elements handed out.
+    len: AtomicU32,
+}
+
+/// Segment, offset in it, and its size, for an index.
+fn locate(index: u32) -> (usize, usize, usize) {
+    let shifted = index + (1 << BASE);
+    let top = 31 - shifted.leading_zeros();
+    let half = 1u32 << (top - 1);
+    let segment = 2 * (top - BASE) + u32::from(shifted & half != 0);
+    (segment as usize, (shifted & (half - 1)) as usize, half as usize)
+}
+
+impl<T: Default> Arena<T> {
+    pub(crate) fn new() -> Self {
+        Self { segments: std::array::from_fn(|_| OnceLock::new()), len: AtomicU32::new(0) }
+    }
+
+    /// The element at an index that has been handed out by [`Self::push`] and has reached this thread by an Acquire.
+    pub(crate) fn get(&self, index: u32) -> &T {
+        let (segment, offset, _) = locate(index);
+        &self.segments[segment].get().expect("an index is published only after its segment")[offset]
+    }
+
+    /// Hands out the next element. Threads that race for a new segment each make one and one of them wins: nobody waits
+    /// for an allocation of another's.
+    pub(crate) fn push(&self, meter: &Meter) -> u32 {
+        let index = self.len.fetch_add(1, Ordering::Relaxed); // only uniqueness matters; the caller publishes the element
+        let (segment, _, size) = locate(index);
+        if self.segments[segment].get().is_none() {
+            let fresh: Box<[T]> = (0..size).map(|_| T::default()).collect();
+            if self.segments[segment].set(fresh).is_ok() {
+                meter.add(size * size_of::<T>());
+            }
+        }
+        index
+    }
+
+    pub(crate) fn len(&self) -> u32 {
+        self.len.load(Ordering::Relaxed) // a statistic, or read by the one thread that pushes
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_tile_the_index_space() {
+        let mut expected = (0, 0);
+        for index in 0..10_000 {
+            let (segment, offset, size) = locate(index);
+            assert_eq!((segment, offset), expected);
+            expected = if offset + 1 == size { (segment + 1, 0) } else { (segment, offset + 1) };
+        }
+        let (segment, _, _) = locate(u32::MAX - (1 << BASE));
+        assert_eq!(segment, SEGMENTS - 1);
+    }
+
+    #[test]
+    fn growth_keeps_elements_and_counts_bytes() {
+        let (arena, meter) = (Arena::<AtomicU32>::new(), Meter::default());
+        for i in 0..1000 {
+            assert_eq!(arena.push(&meter), i);
+            arena.get(i).store(i * 3, Ordering::Relaxed);
+        }
+        assert!((0..1000).all(|i| arena.get(i).load(Ordering::Relaxed) == i * 3));
+        let elements = meter.bytes() / size_of::<AtomicU32>();
+        assert!((1000..1600).contains(&elements), "{elements} elements allocated for 1000");
+    }
+}

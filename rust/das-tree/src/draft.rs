@@ -1,0 +1,470 @@
+//! Drafting: blended contexts, best-first.
+//!
+//! At every drafted node the next-token distributions of a few contexts, longest first, are mixed by stick-breaking: each
+//! takes a share of what is left, according to how far its kind has proved right (own text or history, length, number of
+//! occurrences, one follower or several). Contexts are collected once, at the end of the text; below that each one is
+//! carried down by the drafted token, and drops out where it has not been followed by it. What no context claims is "some
+//! other token" and stays unclaimed, so a node's probability is an estimate of its acceptance, not a share.
+
+use std::{cell::RefCell, cmp::Ordering, collections::BinaryHeap};
+
+use crate::{
+    id::{TOKEN_LIMIT, Token},
+    locus::{Evidence, Locus},
+    node::TOP,
+    own::{OCCURRENCES, OwnText},
+    tally::Tally,
+    tree::Tree,
+};
+
+/// Contexts collected per source, and how many of them with different evidence are mixed at a node.
+const CONTEXTS: usize = 6;
+const LEVELS: usize = 4;
+/// Unclaimed probability below which shorter contexts are not asked, and the least conditional probability of a draft.
+const LEAST_MASS: f32 = 0.01;
+const LEAST_SHARE: f32 = 0.003;
+/// A follower with more than this part of a context's occurrences dominates it.
+const DOMINANT: f32 = 0.6;
+
+/// The form of a draft.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shape {
+    /// The most probable nodes, wherever they branch.
+    #[default]
+    Tree,
+    /// Only the most probable token after each other.
+    Chain,
+}
+
+/// How much to draft.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DraftOptions {
+    /// Most nodes.
+    pub max_nodes: usize,
+    /// Least path probability of a node.
+    pub min_probability: f32,
+    /// Tree or chain.
+    pub shape: Shape,
+}
+
+impl Default for DraftOptions {
+    fn default() -> Self {
+        Self { max_nodes: 16, min_probability: 0.0, shape: Shape::Tree }
+    }
+}
+
+/// Drafted tokens in best-first order: parents come before children and probabilities never rise, so that every prefix of
+/// the list is the best draft of its size.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Draft {
+    /// The tokens.
+    pub tokens: Vec<u32>,
+    /// Index of the node each one follows; -1 for those that follow the text itself.
+    pub parents: Vec<i32>,
+    /// Estimated probability that the token and all above it are what comes.
+    pub probabilities: Vec<f32>,
+}
+
+impl Draft {
+    /// Number of nodes.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether there is nothing to verify.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.tokens.clear();
+        self.parents.clear();
+        self.probabilities.clear();
+    }
+}
+
+/// The two sources and how the own text lies in the tree.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    tree: &'a Tree,
+    /// Prompt and output of the request.
+    own: &'a [Token],
+    /// Length of the prompt, which is not in the tree.
+    prompt: usize,
+    /// Suffixes of the output, as the tree has it (start marker first), that begin before this offset are counted there.
+    counted: usize,
+}
+
+/// An earlier occurrence of the request's last tokens in its own text.
+#[derive(Clone, Copy, Debug)]
+struct Occurrence {
+    /// Position of the token that followed (and what has been drafted since), and that token.
+    next: u32,
+    follower: Token,
+    /// How many of the last tokens agree.
+    length: u32,
+    /// The tree counts this occurrence too, as one of a context of more than `above` and at most `upto` tokens.
+    above: u32,
+    upto: u32,
+}
+
+/// A context in the history: its place in the tree, and its length at the root of the draft.
+#[derive(Clone, Copy, Debug)]
+struct Context {
+    locus: Locus,
+    length: u32,
+}
+
+/// A node of the draft that may get children: its occurrences and contexts are ranges of the scratch lists.
+#[derive(Clone, Debug)]
+struct Open {
+    occurrences: std::ops::Range<usize>,
+    contexts: std::ops::Range<usize>,
+    depth: u32,
+}
+
+/// A possible next node of the draft.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Candidate {
+    probability: f32,
+    /// Index in the draft of the node above, -1 for the root.
+    parent: i32,
+    token: Token,
+}
+
+impl Eq for Candidate {}
+
+impl Ord for Candidate {
+    /// More probable first, then the earlier parent, then the smaller token.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let by_probability = self.probability.total_cmp(&other.probability);
+        by_probability.then(other.parent.cmp(&self.parent)).then(other.token.cmp(&self.token))
+    }
+}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Source {
+    Own,
+    History,
+}
+
+/// Working space, kept between drafts so that drafting does not allocate.
+#[derive(Default)]
+struct Scratch {
+    occurrences: Vec<Occurrence>,
+    contexts: Vec<Context>,
+    /// Lengths of the own contexts, longest first.
+    lengths: Vec<u32>,
+    open: Vec<Open>,
+    heap: BinaryHeap<Candidate>,
+    /// Followers of a context: in the own text, in the part of it that the tree has too, in the tree.
+    own: Tally<u32>,
+    shared: Tally<u32>,
+    followers: Vec<(Token, u32)>,
+    /// The blend: probability of each next token.
+    blend: Tally<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Drafts for a running sequence whose tree tokens start at `start` (the locus of its longest suffix in the tree).
+pub(crate) fn running(
+    tree: &Tree,
+    own: &OwnText,
+    prompt: usize,
+    counted: usize,
+    start: Locus,
+    options: &DraftOptions,
+    draft: &mut Draft,
+) {
+    let view = View { tree, own: own.tokens(), prompt, counted };
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.collect_occurrences(&view, own.occurrences());
+        scratch.grow(&view, start, options, draft);
+    });
+}
+
+/// Drafts from a text that is not in the tree.
+pub(crate) fn stateless(tree: &Tree, text: &[Token], options: &DraftOptions) -> Draft {
+    let mut draft = Draft::default();
+    let Some((&last, before)) = text.split_last() else { return draft };
+    let view = View { tree, own: text, prompt: text.len(), counted: 0 };
+    let limit = context_limit(tree);
+    let tail = &text[text.len().saturating_sub(limit as usize)..];
+    let start = tail.iter().fold(Locus::ROOT, |at, &token| tree.advance(at, token, limit));
+    SCRATCH.with_borrow_mut(|scratch| {
+        let earlier = before.iter().enumerate().rev().filter(|&(_, &token)| token == last).map(|(at, _)| at);
+        scratch.collect_occurrences(&view, earlier);
+        scratch.grow(&view, start, options, &mut draft);
+    });
+    draft
+}
+
+/// Longest context used: half the tree's depth is left to draft in.
+fn context_limit(tree: &Tree) -> u32 {
+    tree.max_depth / 2
+}
+
+impl Scratch {
+    /// Finds the occurrences of the last tokens in the own text, longest agreement first, newest first among equals.
+    fn collect_occurrences(&mut self, view: &View, earlier: impl Iterator<Item = usize>) {
+        let (own, limit) = (view.own, context_limit(view.tree));
+        self.occurrences.clear();
+        for at in earlier.take(OCCURRENCES) {
+            let agree = |i: &u32| own[at - *i as usize] == own[own.len() - 1 - *i as usize];
+            let length = (1..limit.min(at as u32 + 1)).take_while(agree).count() as u32 + 1;
+            // In the tree the output is preceded by the start marker, so its token at `at` has offset `at + 1 - prompt`,
+            // and a context that ends there and is counted begins after the prompt and before `counted`.
+            let offset = (at + 1).saturating_sub(view.prompt);
+            let (above, upto) = ((offset + 1).saturating_sub(view.counted) as u32, length.min(offset as u32));
+            let next = at as u32 + 1;
+            self.occurrences.push(Occurrence { next, follower: own[at + 1], length, above, upto });
+        }
+        self.occurrences.sort_by_key(|occurrence| std::cmp::Reverse(occurrence.length));
+        self.lengths.clear();
+        for occurrence in &self.occurrences {
+            if self.lengths.len() < CONTEXTS && self.lengths.last() != Some(&occurrence.length) {
+                self.lengths.push(occurrence.length);
+            }
+        }
+    }
+
+    /// Finds the longest contexts in the tree, from `start` along suffix links, that differ in their evidence once the
+    /// request's own share is taken out.
+    fn collect_contexts(&mut self, view: &View, start: Locus) {
+        self.contexts.clear();
+        let limit = context_limit(view.tree);
+        let mut last = 0;
+        let mut at = Some(start);
+        while let Some(locus) = at.filter(|locus| locus.depth > 0 && self.contexts.len() < CONTEXTS) {
+            if locus.depth <= limit {
+                let context = Context { locus, length: locus.depth };
+                let evidence = view.tree.followers(&locus, &mut self.followers);
+                let own = self.occurrences.iter().filter(|occurrence| is_shared(occurrence, &context)).count() as u32;
+                let total = evidence.total.saturating_sub(own);
+                if total != last && total > 0 {
+                    self.contexts.push(context);
+                    last = total;
+                }
+            }
+            at = view.tree.suffix(&locus);
+        }
+    }
+
+    /// Best-first search from the end of the text.
+    fn grow(&mut self, view: &View, start: Locus, options: &DraftOptions, draft: &mut Draft) {
+        draft.clear();
+        self.collect_contexts(view, start);
+        self.open.clear();
+        self.heap.clear();
+        let root = Open { occurrences: 0..self.occurrences.len(), contexts: 0..self.contexts.len(), depth: 0 };
+        self.open.push(root);
+        if options.max_nodes == 0 {
+            return;
+        }
+        self.push_children(view, -1, 1.0, options);
+        while let Some(best) = self.heap.pop() {
+            draft.tokens.push(best.token);
+            draft.parents.push(best.parent);
+            draft.probabilities.push(best.probability);
+            if draft.len() == options.max_nodes {
+                return;
+            }
+            self.step_down(view, best);
+            self.push_children(view, draft.len() as i32 - 1, best.probability, options);
+        }
+    }
+
+    /// Carries occurrences and contexts of a node's parent down to the node.
+    fn step_down(&mut self, view: &View, node: Candidate) {
+        let parent = self.open[(node.parent + 1) as usize].clone();
+        let (first_occurrence, first_context) = (self.occurrences.len(), self.contexts.len());
+        for i in parent.occurrences {
+            let Occurrence { next, follower, .. } = self.occurrences[i];
+            if follower == node.token
+                && let Some(&follower) = view.own.get(next as usize + 1)
+            {
+                self.occurrences.push(Occurrence { next: next + 1, follower, ..self.occurrences[i] });
+            }
+        }
+        for i in parent.contexts {
+            let Context { locus, length } = self.contexts[i];
+            if let Some(locus) = view.tree.step(&locus, node.token) {
+                self.contexts.push(Context { locus, length });
+            }
+        }
+        self.open.push(Open {
+            occurrences: first_occurrence..self.occurrences.len(),
+            contexts: first_context..self.contexts.len(),
+            depth: parent.depth + 1,
+        });
+    }
+
+    /// Blends at the node opened last and offers its likely children.
+    fn push_children(&mut self, view: &View, parent: i32, probability: f32, options: &DraftOptions) {
+        let node = self.open.last().expect("the node was opened").clone();
+        self.blend(view, &node);
+        let floor = options.min_probability;
+        let children = self.blend.entries().iter().filter(|&&(_, share)| share >= LEAST_SHARE);
+        let children = children.map(|&(token, share)| Candidate { probability: probability * share, parent, token });
+        let children = children.filter(|child| child.probability >= floor);
+        match options.shape {
+            Shape::Tree => self.heap.extend(children),
+            Shape::Chain => self.heap.extend(children.max()),
+        }
+    }
+
+    /// The distribution of the next token at a node, into `self.blend`.
+    fn blend(&mut self, view: &View, node: &Open) {
+        self.blend.clear();
+        self.own.clear();
+        let mut mass = 1.0;
+        let (mut own_levels, mut history_levels) = (0, 0);
+        let (mut own_total, mut history_total) = (0, 0);
+        let mut latest = (0, 0);
+        let (mut i, mut occurrence, mut context) = (0, node.occurrences.start, node.contexts.start);
+        while mass > LEAST_MASS {
+            let own_length = self.lengths.get(i).copied().unwrap_or(0);
+            let history_length = self.contexts[..node.contexts.end].get(context).map_or(0, |context| context.length);
+            if own_length == 0 && history_length == 0 {
+                return;
+            }
+            if own_length >= history_length {
+                i += 1;
+                while occurrence < node.occurrences.end && self.occurrences[occurrence].length >= own_length {
+                    let Occurrence { next, follower, .. } = self.occurrences[occurrence];
+                    *self.own.entry(follower) += 1;
+                    latest = latest.max((next, follower));
+                    occurrence += 1;
+                }
+                let total = (occurrence - node.occurrences.start) as u32;
+                if total == own_total || own_levels == LEVELS {
+                    continue;
+                }
+                own_total = total;
+                own_levels += 1;
+                let evidence = Evidence { total, distinct: self.own.entries().len() as u32 };
+                self.followers.clear();
+                self.followers.extend_from_slice(self.own.entries());
+                if evidence.distinct as usize > TOP {
+                    self.followers.select_nth_unstable_by_key(TOP, |&(token, count)| (std::cmp::Reverse(count), token));
+                    self.followers.truncate(TOP);
+                }
+                if evidence.distinct > 1 {
+                    let weight = recency_weight(most(&self.followers), total);
+                    *self.blend.entry(latest.1) += mass * weight;
+                    mass *= 1.0 - weight;
+                }
+                self.mix(Source::Own, own_length + node.depth, evidence, &mut mass);
+            } else {
+                let at = self.contexts[context];
+                context += 1;
+                if history_levels == LEVELS {
+                    continue;
+                }
+                let evidence = self.history(view, node, &at);
+                if evidence.total == 0 || evidence.total == history_total {
+                    continue;
+                }
+                history_total = evidence.total;
+                history_levels += 1;
+                self.mix(Source::History, history_length + node.depth, evidence, &mut mass);
+            }
+        }
+    }
+
+    /// What followed a context in the other rollouts: the tree's counts less the request's own, into `self.followers`.
+    fn history(&mut self, view: &View, node: &Open, context: &Context) -> Evidence {
+        let mut evidence = view.tree.followers(&context.locus, &mut self.followers);
+        self.shared.clear();
+        for occurrence in &self.occurrences[node.occurrences.clone()] {
+            if is_shared(occurrence, context) {
+                *self.shared.entry(occurrence.follower) += 1;
+            }
+        }
+        for &(token, own) in self.shared.entries() {
+            let listed = self.followers.iter().position(|&(follower, _)| follower == token);
+            let count = match listed {
+                Some(place) => self.followers[place].1,
+                None => view.tree.follower_count(&context.locus, token),
+            };
+            evidence.total = evidence.total.saturating_sub(own.min(count));
+            evidence.distinct -= u32::from(count <= own && evidence.distinct > 0);
+            match listed {
+                Some(place) if count <= own => drop(self.followers.swap_remove(place)),
+                Some(place) => self.followers[place].1 -= own,
+                None => {}
+            }
+        }
+        evidence
+    }
+
+    /// Gives the followers of one context their share of the mass that is left.
+    fn mix(&mut self, source: Source, length: u32, evidence: Evidence, mass: &mut f32) {
+        let weight = weight(source, length, evidence, most(&self.followers));
+        for &(token, count) in self.followers.iter().filter(|&&(token, _)| token < TOKEN_LIMIT) {
+            *self.blend.entry(token) += *mass * weight * count as f32 / evidence.total as f32;
+        }
+        *mass *= 1.0 - weight;
+    }
+}
+
+/// Whether the tree counts an own occurrence as one of this context.
+fn is_shared(occurrence: &Occurrence, context: &Context) -> bool {
+    occurrence.above < context.length && context.length <= occurrence.upto
+}
+
+/// The largest count among followers.
+fn most(followers: &[(Token, u32)]) -> u32 {
+    followers.iter().map(|&(_, count)| count).max().unwrap_or(0)
+}
+
+fn is_dominant(most: u32, total: u32) -> bool {
+    most as f32 > DOMINANT * total as f32
+}
+
+/// The share of the own text's latest follower, where there are several. Learned, as the weights below, from recorded
+/// rollouts of a reasoning model.
+fn recency_weight(most: u32, total: u32) -> f32 {
+    if is_dominant(most, total) { 0.22 } else { 0.12 }
+}
+
+/// How far a context is to be trusted: the part it gets of the probability that longer contexts have left.
+fn weight(source: Source, length: u32, evidence: Evidence, most: u32) -> f32 {
+    let Evidence { total, distinct } = evidence;
+    let often = total >= 5;
+    if distinct == 1 {
+        let by_count = match source {
+            Source::Own => [0.25, 0.48, 0.57, 0.65],
+            Source::History => [0.20, 0.33, 0.40, 0.65],
+        };
+        let bucket = match total {
+            0 | 1 => 0,
+            2 => 1,
+            3 | 4 => 2,
+            _ => 3,
+        };
+        let by_length = match length {
+            0..9 => 0.0,
+            9..17 => 0.38,
+            _ => 0.58,
+        };
+        return f32::max(by_count[bucket], by_length);
+    }
+    match source {
+        Source::Own if is_dominant(most, total) => 0.25,
+        Source::Own if length == 1 && often => 0.40,
+        Source::Own => 0.18,
+        Source::History if length == 1 => [0.50, 0.80][usize::from(often)],
+        Source::History if is_dominant(most, total) => [0.25, 0.42][usize::from(often)],
+        Source::History => [0.17, 0.30][usize::from(often)],
+    }
+}

@@ -1,0 +1,259 @@
+//! Writing the tree: Ukkonen's algorithm for many texts that grow at once, and the protocol by which exactly one thread at
+//! a time runs it while none ever waits. Why it is right is in `DESIGN.md`.
+
+use crate::{
+    id::{Child, Edge, NONE, NodeId, Pos, ROOT, SeqId, Token},
+    node::{NewNode, publish},
+    sync::Ordering,
+    text::{Active, CHUNK, Record},
+    tree::Tree,
+};
+
+/// A place in the tree, seen from a sequence: `along` tokens below `node`, tokens that the sequence itself knows.
+#[derive(Clone, Copy)]
+struct Point {
+    node: NodeId,
+    along: u32,
+}
+
+/// A token that is being indexed: where it lies.
+#[derive(Clone, Copy)]
+struct Cursor {
+    sequence: SeqId,
+    /// Its offset in the sequence, and its position in the text.
+    offset: u32,
+    position: Pos,
+}
+
+/// Handing over work. `queue` is a stack of sequences with published tokens to index; `work` counts submissions not yet
+/// dealt with. Who raises `work` from zero indexes until it is zero again; everyone else leaves at once.
+impl Tree {
+    /// Sees to it that all published tokens of `id` get indexed: by this thread, or by the one that is at it.
+    pub(crate) fn submit(&self, id: SeqId) {
+        let record = self.text.record(id);
+        // AcqRel: whoever takes the sequence off the queue later reads this flag's change, hence the tokens before it.
+        if !record.queued.swap(true, Ordering::AcqRel) {
+            self.push_queue(id, record);
+        }
+        self.run(|| {});
+    }
+
+    /// Runs `task` with the index at rest if nobody is indexing, then indexes what is pending. Returns whether it ran.
+    pub(crate) fn run(&self, task: impl FnOnce()) -> bool {
+        // AcqRel: receives all that the previous indexer wrote, and hands over the push before it.
+        if self.work.fetch_add(1, Ordering::AcqRel) != 0 {
+            return false;
+        }
+        self.drain();
+        task();
+        let mut seen = 1;
+        loop {
+            self.drain();
+            // AcqRel: hands the index to the next thread that finds zero; receives the pushes of those that came meanwhile.
+            let before = self.work.fetch_sub(seen, Ordering::AcqRel);
+            if before == seen {
+                return true;
+            }
+            seen = before - seen;
+        }
+    }
+
+    fn push_queue(&self, id: SeqId, record: &Record) {
+        let mut head = self.queue.load(Ordering::Relaxed); // checked by the exchange
+        loop {
+            record.next_queued.store(head, Ordering::Relaxed); // published by the exchange
+            // Release: publishes `next_queued`; pairs with the swap in `drain`.
+            match self.queue.compare_exchange_weak(head, id + 1, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    fn drain(&self) {
+        loop {
+            let mut next = self.queue.swap(NONE, Ordering::Acquire); // pairs with `push_queue`
+            if next == NONE {
+                return;
+            }
+            while next != NONE {
+                let record = self.text.record(next - 1);
+                let after = record.next_queued.load(Ordering::Relaxed); // read before the sequence may be queued anew
+                self.index_sequence(next - 1, record);
+                next = after;
+            }
+        }
+    }
+
+    fn index_sequence(&self, id: SeqId, record: &Record) {
+        // AcqRel: an appender that found the flag set has its tokens seen below; one that finds it clear queues anew.
+        record.queued.swap(false, Ordering::AcqRel);
+        let len = record.len();
+        let Active { mut indexed, node, along } = record.active();
+        let mut point = Point { node, along };
+        let mut chunk = record.index_chunk.load(Ordering::Relaxed); // only whoever indexes uses it
+        while indexed < len {
+            if indexed % CHUNK == 0 {
+                chunk = if indexed == 0 { record.first_chunk() } else { self.text.next_chunk(chunk) };
+            }
+            let position = chunk * CHUNK + indexed % CHUNK;
+            point = self.index_token(Cursor { sequence: id, offset: indexed, position }, point);
+            indexed += 1;
+            record.set_active(Active { indexed, node: point.node, along: point.along });
+        }
+        record.index_chunk.store(chunk, Ordering::Relaxed); // only whoever indexes uses it
+    }
+}
+
+/// Ukkonen's algorithm.
+impl Tree {
+    /// Extends the tree by one token of a sequence whose active point is `at`; returns the new active point.
+    fn index_token(&self, cursor: Cursor, mut at: Point) -> Point {
+        let token = self.text.token(cursor.position, 0);
+        let mut unlinked = NONE; // the node made last, whose link leads to where the next suffix ends
+        loop {
+            let above = self.nodes.get(at.node).depth();
+            if at.along == 0 {
+                if unlinked != NONE {
+                    self.nodes.get(unlinked).set_link(at.node);
+                    unlinked = NONE;
+                }
+                if self.nodes.find(at.node, token).is_some() {
+                    at.along = 1;
+                    break;
+                }
+                let start = self.text.back(cursor.position, above);
+                self.nodes.insert(at.node, Edge { token, child: Child::Leaf(start) }, 1, &self.meter);
+                self.count_up(at.node, start);
+                if at.node == ROOT {
+                    break;
+                }
+                at.node = self.nodes.get(at.node).link();
+                continue;
+            }
+            let first = self.text.token(self.text.back(cursor.position, at.along), 0);
+            let (slot, child) = self.nodes.find(at.node, first).expect("an active point is in the tree");
+            let depth = above + at.along;
+            let next = match child {
+                Child::Leaf(start) => {
+                    let (owner, offset) = self.text.owner(start);
+                    let end = self.leaf_end(owner, cursor);
+                    if offset + depth >= end {
+                        let taken = self.text.back(cursor.position, depth);
+                        publish(slot, Edge { token: first, child: Child::Leaf(taken) });
+                        self.reopen(owner, at, depth);
+                        at = self.shorten(at);
+                        continue;
+                    }
+                    self.text.token(start, depth)
+                }
+                Child::Node(id) => {
+                    let node = self.nodes.get(id);
+                    if depth >= node.depth() {
+                        at = Point { node: id, along: depth - node.depth() };
+                        continue;
+                    }
+                    self.text.token(node.position(), depth)
+                }
+            };
+            if next == token {
+                at.along += 1;
+                break;
+            }
+            let start = self.text.back(cursor.position, depth);
+            let fresh = self.split(at, first, next, child, start);
+            self.nodes.insert(fresh, Edge { token, child: Child::Leaf(start) }, 1, &self.meter);
+            publish(slot, Edge { token: first, child: Child::Node(fresh) });
+            self.count_up(fresh, start);
+            if unlinked != NONE {
+                self.nodes.get(unlinked).set_link(fresh);
+            }
+            unlinked = fresh;
+            at = self.shorten(at);
+        }
+        while self.nodes.get(at.node).depth() + at.along >= self.max_depth {
+            self.count_at_cap(cursor, at);
+            at = self.shorten(at);
+        }
+        at
+    }
+
+    /// Where the text of a leaf ends for the indexer: before what its owner has not indexed yet.
+    fn leaf_end(&self, owner: SeqId, cursor: Cursor) -> u32 {
+        if owner == cursor.sequence { cursor.offset + 1 } else { self.text.record(owner).active().indexed }
+    }
+
+    /// After a leaf of `owner` was taken over at `at`: that suffix of `owner` is matched by another text now.
+    fn reopen(&self, owner: SeqId, at: Point, depth: u32) {
+        let record = self.text.record(owner);
+        let active = record.active();
+        if self.nodes.get(active.node).depth() + active.along < depth {
+            record.set_active(Active { indexed: active.indexed, node: at.node, along: at.along });
+        }
+    }
+
+    /// A node on the edge from `at.node` to `child`, complete but for its second edge and not yet reachable.
+    fn split(&self, at: Point, first: Token, next: Token, child: Child, start: Pos) -> NodeId {
+        let count = self.nodes.child_count(child);
+        let position = match child {
+            Child::Leaf(start) => start,
+            Child::Node(node) => self.nodes.get(node).position(),
+        };
+        let depth = self.nodes.get(at.node).depth() + at.along;
+        let new = NewNode { position, depth, parent: at.node, first, count, recent: start };
+        let fresh = self.nodes.add(&new, &self.meter);
+        self.nodes.insert(fresh, Edge { token: next, child }, count, &self.meter);
+        if let Child::Node(node) = child {
+            self.nodes.get(node).move_below(fresh, next);
+        }
+        fresh
+    }
+
+    /// Counts the occurrence of a string as long as the cap, which ends at the cursor; gives it a node if it has none.
+    fn count_at_cap(&self, cursor: Cursor, mut at: Point) {
+        let start = self.text.back(cursor.position, self.max_depth - 1);
+        let node = loop {
+            let first = self.text.token(self.text.back(cursor.position, at.along - 1), 0);
+            let (slot, child) = self.nodes.find(at.node, first).expect("an active point is in the tree");
+            match child {
+                Child::Leaf(position) => {
+                    let (depth, parent) = (self.max_depth, at.node);
+                    let new = NewNode { position, depth, parent, first, count: 1, recent: position };
+                    let fresh = self.nodes.add(&new, &self.meter);
+                    publish(slot, Edge { token: first, child: Child::Node(fresh) });
+                    break fresh;
+                }
+                Child::Node(node) => {
+                    let length = self.nodes.get(node).depth() - self.nodes.get(at.node).depth();
+                    if length == at.along {
+                        break node;
+                    }
+                    at = Point { node, along: at.along - length };
+                }
+            }
+        };
+        self.count_up(node, start);
+    }
+
+    /// Counts one more occurrence, starting at `start`, of a node's string and of all its prefixes.
+    fn count_up(&self, mut id: NodeId, start: Pos) {
+        loop {
+            let node = self.nodes.get(id);
+            node.add_occurrence(start);
+            if id == ROOT {
+                return;
+            }
+            id = node.parent();
+            self.nodes.raise(id, node.first(), node.count());
+        }
+    }
+
+    /// The place of the same string without its first token.
+    fn shorten(&self, at: Point) -> Point {
+        if at.node == ROOT {
+            Point { node: ROOT, along: at.along - 1 }
+        } else {
+            Point { node: self.nodes.get(at.node).link(), along: at.along }
+        }
+    }
+}

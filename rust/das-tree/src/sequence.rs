@@ -1,0 +1,154 @@
+//! A rollout in progress: what appends to the tree and drafts from it.
+
+use crate::{
+    draft::{Draft, DraftOptions},
+    error::{Error, Kind},
+    history::Home,
+    id::{SeqId, START, check_tokens},
+    locus::Locus,
+    own::OwnText,
+    sync::{Arc, Mutex, lock},
+    text::Active,
+    tree::Tree,
+};
+
+/// A sequence that grows: the handle of one running rollout.
+///
+/// Threads may share it; calls on the same sequence take turns, calls on different ones do not. Dropping it closes it: its
+/// tokens stay in the tree.
+#[derive(Debug)]
+pub struct Sequence {
+    state: Mutex<State>,
+    home: Option<Home>,
+}
+
+#[derive(Debug)]
+struct State {
+    tree: Arc<Tree>,
+    id: SeqId,
+    /// Prompt and output; gone once the sequence is closed.
+    own: Option<OwnText>,
+    prompt: usize,
+    output: usize,
+}
+
+impl Sequence {
+    pub(crate) fn open(tree: &Arc<Tree>, context: &[u32]) -> Result<Self, Error> {
+        check_tokens(context)?;
+        let id = tree.open_record()?;
+        let mut own = OwnText::default();
+        own.extend(context);
+        tree.meter.add(own.memory_usage());
+        let state = State { tree: Arc::clone(tree), id, own: Some(own), prompt: context.len(), output: 0 };
+        Ok(Self { state: Mutex::new(state), home: None })
+    }
+
+    pub(crate) fn set_home(&mut self, home: Home) {
+        self.home = Some(home);
+    }
+
+    pub(crate) fn id(&self) -> SeqId {
+        lock(&self.state).id
+    }
+
+    /// Appends output tokens. Nothing is appended if there is an error.
+    ///
+    /// # Errors
+    /// If the sequence is closed, a token is 2^31 or larger, or the sequence or its tree is full.
+    pub fn append(&self, tokens: &[u32]) -> Result<(), Error> {
+        check_tokens(tokens)?;
+        let state = &mut *lock(&self.state);
+        let own = state.own.as_mut().ok_or(Kind::Closed)?;
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        state.tree.append_record(state.id, tokens)?;
+        let before = own.memory_usage();
+        own.extend(tokens);
+        state.tree.meter.add(own.memory_usage() - before);
+        state.output += tokens.len();
+        Ok(())
+    }
+
+    /// Drafts what may come next.
+    ///
+    /// # Errors
+    /// If the sequence is closed.
+    pub fn draft(&self, options: &DraftOptions) -> Result<Draft, Error> {
+        let mut draft = Draft::default();
+        self.draft_into(options, &mut draft)?;
+        Ok(draft)
+    }
+
+    /// [`Self::draft`] into an existing draft, whose contents are replaced.
+    ///
+    /// # Errors
+    /// If the sequence is closed.
+    pub fn draft_into(&self, options: &DraftOptions, draft: &mut Draft) -> Result<(), Error> {
+        let state = lock(&self.state);
+        let own = state.own.as_ref().ok_or(Kind::Closed)?;
+        let (start, counted) = state.place(own);
+        crate::draft::running(&state.tree, own, state.prompt, counted, start, options, draft);
+        Ok(())
+    }
+
+    /// Ends the sequence: its counts become exact and its tokens stay. Closing again does nothing.
+    pub fn close(&self) {
+        let mut state = lock(&self.state);
+        let Some(own) = state.own.take() else { return };
+        state.tree.meter.sub(own.memory_usage());
+        state.tree.close_record(state.id);
+        drop(state);
+        if let Some(home) = &self.home {
+            home.rollout_closed();
+        }
+    }
+
+    /// Whether the sequence has been closed.
+    pub fn is_closed(&self) -> bool {
+        lock(&self.state).own.is_none()
+    }
+
+    /// Number of output tokens.
+    pub fn len(&self) -> usize {
+        lock(&self.state).output
+    }
+
+    /// Whether there is no output yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Length of the longest suffix of the output that occurs elsewhere in the tree, or earlier in this sequence, up to
+    /// one less than the tree's depth; the beginning of the sequence counts as a token.
+    ///
+    /// # Errors
+    /// If the sequence is closed.
+    pub fn match_length(&self) -> Result<usize, Error> {
+        let state = lock(&self.state);
+        let own = state.own.as_ref().ok_or(Kind::Closed)?;
+        Ok(state.place(own).0.depth as usize)
+    }
+}
+
+impl Drop for Sequence {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl State {
+    /// The locus of the longest suffix in the tree, and the offset before which all suffixes are counted there.
+    fn place(&self, own: &OwnText) -> (Locus, usize) {
+        let output = &own.tokens()[self.prompt..];
+        let symbol = |offset: u32| if offset == 0 { START } else { output[offset as usize - 1] };
+        let Active { indexed, node, along } = self.tree.text.record(self.id).active();
+        let depth = self.tree.nodes.get(node).depth() + along;
+        let counted = indexed - depth;
+        let start = self.tree.descend(node, depth, |i| symbol(counted + i)).unwrap_or(Locus::ROOT);
+        // Tokens that another thread has not come to index yet.
+        let limit = self.tree.max_depth - 1;
+        let start = (indexed..=output.len() as u32).fold(start, |at, i| self.tree.advance(at, symbol(i), limit));
+        (start, counted as usize)
+    }
+}

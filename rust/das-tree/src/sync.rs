@@ -1,0 +1,52 @@
+//! The only file that names atomics and locks: the standard ones, or loom's under `--cfg loom`, so that every ordering in
+//! the crate can be model-checked.
+
+#[cfg(not(loom))]
+pub(crate) use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, Weak,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+};
+
+#[cfg(loom)]
+pub(crate) use {
+    loom::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+    modelled::OnceLock,
+    // Reference counting is not what the models are about, and loom has no `Weak`.
+    std::sync::{Arc, Weak},
+};
+
+/// Locks a mutex; a panic of an earlier holder does not spread, since all shared state is valid between any two steps.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(loom)]
+mod modelled {
+    use super::{AtomicBool, Ordering};
+
+    /// `std::sync::OnceLock` as loom must see it: the value is there once a flag, set with Release, is read with Acquire.
+    #[derive(Debug)]
+    pub(crate) struct OnceLock<T> {
+        ready: AtomicBool,
+        cell: std::sync::OnceLock<T>,
+    }
+
+    impl<T> OnceLock<T> {
+        pub(crate) fn new() -> Self {
+            Self { ready: AtomicBool::new(false), cell: std::sync::OnceLock::new() }
+        }
+
+        pub(crate) fn get(&self) -> Option<&T> {
+            if self.ready.load(Ordering::Acquire) { self.cell.get() } else { None }
+        }
+
+        pub(crate) fn set(&self, value: T) -> Result<(), T> {
+            let outcome = self.cell.set(value);
+            self.ready.store(true, Ordering::Release);
+            outcome
+        }
+    }
+}
