@@ -1,5 +1,6 @@
 //! `sglang_das._native`: the Python face of the Rust crates. Thin on purpose: argument checks, GIL release, conversions.
 
+mod convert;
 mod cpu;
 mod tree;
 

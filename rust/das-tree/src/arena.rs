@@ -18,7 +18,10 @@ pub(crate) struct Meter {
 
 impl Meter {
     pub(crate) fn new(shared: Option<Arc<AtomicUsize>>) -> Self {
-        Self { own: AtomicUsize::new(0), shared }
+        Self {
+            own: AtomicUsize::new(0),
+            shared,
+        }
     }
 
     pub(crate) fn add(&self, bytes: usize) {
@@ -61,18 +64,27 @@ fn locate(index: u32) -> (usize, usize, usize) {
     let top = 31 - shifted.leading_zeros();
     let half = 1u32 << (top - 1);
     let segment = 2 * (top - BASE) + u32::from(shifted & half != 0);
-    (segment as usize, (shifted & (half - 1)) as usize, half as usize)
+    (
+        segment as usize,
+        (shifted & (half - 1)) as usize,
+        half as usize,
+    )
 }
 
 impl<T: Default> Arena<T> {
     pub(crate) fn new() -> Self {
-        Self { segments: std::array::from_fn(|_| OnceLock::new()), len: AtomicU32::new(0) }
+        Self {
+            segments: std::array::from_fn(|_| OnceLock::new()),
+            len: AtomicU32::new(0),
+        }
     }
 
     /// The element at an index that has been handed out by [`Self::push`] and has reached this thread by an Acquire.
     pub(crate) fn get(&self, index: u32) -> &T {
         let (segment, offset, _) = locate(index);
-        &self.segments[segment].get().expect("an index is published only after its segment")[offset]
+        &self.segments[segment]
+            .get()
+            .expect("an index is published only after its segment")[offset]
     }
 
     /// Hands out the next element. Threads that race for a new segment each make one and one of them wins: nobody waits
@@ -104,7 +116,11 @@ mod tests {
         for index in 0..10_000 {
             let (segment, offset, size) = locate(index);
             assert_eq!((segment, offset), expected);
-            expected = if offset + 1 == size { (segment + 1, 0) } else { (segment, offset + 1) };
+            expected = if offset + 1 == size {
+                (segment + 1, 0)
+            } else {
+                (segment, offset + 1)
+            };
         }
         let (segment, _, _) = locate(u32::MAX - (1 << BASE));
         assert_eq!(segment, SEGMENTS - 1);
@@ -119,6 +135,9 @@ mod tests {
         }
         assert!((0..1000).all(|i| arena.get(i).load(Ordering::Relaxed) == i * 3));
         let elements = meter.bytes() / size_of::<AtomicU32>();
-        assert!((1000..1600).contains(&elements), "{elements} elements allocated for 1000");
+        assert!(
+            (1000..1600).contains(&elements),
+            "{elements} elements allocated for 1000"
+        );
     }
 }

@@ -49,7 +49,11 @@ pub struct DraftOptions {
 
 impl Default for DraftOptions {
     fn default() -> Self {
-        Self { max_nodes: 16, min_probability: 0.0, shape: Shape::Tree }
+        Self {
+            max_nodes: 16,
+            min_probability: 0.0,
+            shape: Shape::Tree,
+        }
     }
 }
 
@@ -138,7 +142,9 @@ impl Ord for Candidate {
     /// More probable first, then the earlier parent, then the smaller token.
     fn cmp(&self, other: &Self) -> Ordering {
         let by_probability = self.probability.total_cmp(&other.probability);
-        by_probability.then(other.parent.cmp(&self.parent)).then(other.token.cmp(&self.token))
+        by_probability
+            .then(other.parent.cmp(&self.parent))
+            .then(other.token.cmp(&self.token))
     }
 }
 
@@ -185,7 +191,12 @@ pub(crate) fn running(
     options: &DraftOptions,
     draft: &mut Draft,
 ) {
-    let view = View { tree, own: own.tokens(), prompt, counted };
+    let view = View {
+        tree,
+        own: own.tokens(),
+        prompt,
+        counted,
+    };
     SCRATCH.with_borrow_mut(|scratch| {
         scratch.collect_occurrences(&view, own.occurrences());
         scratch.grow(&view, start, options, draft);
@@ -195,13 +206,27 @@ pub(crate) fn running(
 /// Drafts from a text that is not in the tree.
 pub(crate) fn stateless(tree: &Tree, text: &[Token], options: &DraftOptions) -> Draft {
     let mut draft = Draft::default();
-    let Some((&last, before)) = text.split_last() else { return draft };
-    let view = View { tree, own: text, prompt: text.len(), counted: 0 };
+    let Some((&last, before)) = text.split_last() else {
+        return draft;
+    };
+    let view = View {
+        tree,
+        own: text,
+        prompt: text.len(),
+        counted: 0,
+    };
     let limit = context_limit(tree);
     let tail = &text[text.len().saturating_sub(limit as usize)..];
-    let start = tail.iter().fold(Locus::ROOT, |at, &token| tree.advance(at, token, limit));
+    let start = tail
+        .iter()
+        .fold(Locus::ROOT, |at, &token| tree.advance(at, token, limit));
     SCRATCH.with_borrow_mut(|scratch| {
-        let earlier = before.iter().enumerate().rev().filter(|&(_, &token)| token == last).map(|(at, _)| at);
+        let earlier = before
+            .iter()
+            .enumerate()
+            .rev()
+            .filter(|&(_, &token)| token == last)
+            .map(|(at, _)| at);
         scratch.collect_occurrences(&view, earlier);
         scratch.grow(&view, start, options, &mut draft);
     });
@@ -224,11 +249,21 @@ impl Scratch {
             // In the tree the output is preceded by the start marker, so its token at `at` has offset `at + 1 - prompt`,
             // and a context that ends there and is counted begins after the prompt and before `counted`.
             let offset = (at + 1).saturating_sub(view.prompt);
-            let (above, upto) = ((offset + 1).saturating_sub(view.counted) as u32, length.min(offset as u32));
+            let (above, upto) = (
+                (offset + 1).saturating_sub(view.counted) as u32,
+                length.min(offset as u32),
+            );
             let next = at as u32 + 1;
-            self.occurrences.push(Occurrence { next, follower: own[at + 1], length, above, upto });
+            self.occurrences.push(Occurrence {
+                next,
+                follower: own[at + 1],
+                length,
+                above,
+                upto,
+            });
         }
-        self.occurrences.sort_by_key(|occurrence| std::cmp::Reverse(occurrence.length));
+        self.occurrences
+            .sort_by_key(|occurrence| std::cmp::Reverse(occurrence.length));
         self.lengths.clear();
         for occurrence in &self.occurrences {
             if self.lengths.len() < CONTEXTS && self.lengths.last() != Some(&occurrence.length) {
@@ -244,11 +279,19 @@ impl Scratch {
         let limit = context_limit(view.tree);
         let mut last = 0;
         let mut at = Some(start);
-        while let Some(locus) = at.filter(|locus| locus.depth > 0 && self.contexts.len() < CONTEXTS) {
+        while let Some(locus) = at.filter(|locus| locus.depth > 0 && self.contexts.len() < CONTEXTS)
+        {
             if locus.depth <= limit {
-                let context = Context { locus, length: locus.depth };
+                let context = Context {
+                    locus,
+                    length: locus.depth,
+                };
                 let evidence = view.tree.followers(&locus, &mut self.followers);
-                let own = self.occurrences.iter().filter(|occurrence| is_shared(occurrence, &context)).count() as u32;
+                let own = self
+                    .occurrences
+                    .iter()
+                    .filter(|occurrence| is_shared(occurrence, &context))
+                    .count() as u32;
                 let total = evidence.total.saturating_sub(own);
                 if total != last && total > 0 {
                     self.contexts.push(context);
@@ -265,7 +308,11 @@ impl Scratch {
         self.collect_contexts(view, start);
         self.open.clear();
         self.heap.clear();
-        let root = Open { occurrences: 0..self.occurrences.len(), contexts: 0..self.contexts.len(), depth: 0 };
+        let root = Open {
+            occurrences: 0..self.occurrences.len(),
+            contexts: 0..self.contexts.len(),
+            depth: 0,
+        };
         self.open.push(root);
         if options.max_nodes == 0 {
             return;
@@ -292,7 +339,11 @@ impl Scratch {
             if follower == node.token
                 && let Some(&follower) = view.own.get(next as usize + 1)
             {
-                self.occurrences.push(Occurrence { next: next + 1, follower, ..self.occurrences[i] });
+                self.occurrences.push(Occurrence {
+                    next: next + 1,
+                    follower,
+                    ..self.occurrences[i]
+                });
             }
         }
         for i in parent.contexts {
@@ -309,12 +360,26 @@ impl Scratch {
     }
 
     /// Blends at the node opened last and offers its likely children.
-    fn push_children(&mut self, view: &View, parent: i32, probability: f32, options: &DraftOptions) {
+    fn push_children(
+        &mut self,
+        view: &View,
+        parent: i32,
+        probability: f32,
+        options: &DraftOptions,
+    ) {
         let node = self.open.last().expect("the node was opened").clone();
         self.blend(view, &node);
         let floor = options.min_probability;
-        let children = self.blend.entries().iter().filter(|&&(_, share)| share >= LEAST_SHARE);
-        let children = children.map(|&(token, share)| Candidate { probability: probability * share, parent, token });
+        let children = self
+            .blend
+            .entries()
+            .iter()
+            .filter(|&&(_, share)| share >= LEAST_SHARE);
+        let children = children.map(|&(token, share)| Candidate {
+            probability: probability * share,
+            parent,
+            token,
+        });
         let children = children.filter(|child| child.probability >= floor);
         match options.shape {
             Shape::Tree => self.heap.extend(children),
@@ -333,13 +398,17 @@ impl Scratch {
         let (mut i, mut occurrence, mut context) = (0, node.occurrences.start, node.contexts.start);
         while mass > LEAST_MASS {
             let own_length = self.lengths.get(i).copied().unwrap_or(0);
-            let history_length = self.contexts[..node.contexts.end].get(context).map_or(0, |context| context.length);
+            let history_length = self.contexts[..node.contexts.end]
+                .get(context)
+                .map_or(0, |context| context.length);
             if own_length == 0 && history_length == 0 {
                 return;
             }
             if own_length >= history_length {
                 i += 1;
-                while occurrence < node.occurrences.end && self.occurrences[occurrence].length >= own_length {
+                while occurrence < node.occurrences.end
+                    && self.occurrences[occurrence].length >= own_length
+                {
                     let Occurrence { next, follower, .. } = self.occurrences[occurrence];
                     *self.own.entry(follower) += 1;
                     latest = latest.max((next, follower));
@@ -351,11 +420,17 @@ impl Scratch {
                 }
                 own_total = total;
                 own_levels += 1;
-                let evidence = Evidence { total, distinct: self.own.entries().len() as u32 };
+                let evidence = Evidence {
+                    total,
+                    distinct: self.own.entries().len() as u32,
+                };
                 self.followers.clear();
                 self.followers.extend_from_slice(self.own.entries());
                 if evidence.distinct as usize > TOP {
-                    self.followers.select_nth_unstable_by_key(TOP, |&(token, count)| (std::cmp::Reverse(count), token));
+                    self.followers
+                        .select_nth_unstable_by_key(TOP, |&(token, count)| {
+                            (std::cmp::Reverse(count), token)
+                        });
                     self.followers.truncate(TOP);
                 }
                 if evidence.distinct > 1 {
@@ -376,7 +451,12 @@ impl Scratch {
                 }
                 history_total = evidence.total;
                 history_levels += 1;
-                self.mix(Source::History, history_length + node.depth, evidence, &mut mass);
+                self.mix(
+                    Source::History,
+                    history_length + node.depth,
+                    evidence,
+                    &mut mass,
+                );
             }
         }
     }
@@ -391,7 +471,10 @@ impl Scratch {
             }
         }
         for &(token, own) in self.shared.entries() {
-            let listed = self.followers.iter().position(|&(follower, _)| follower == token);
+            let listed = self
+                .followers
+                .iter()
+                .position(|&(follower, _)| follower == token);
             let count = match listed {
                 Some(place) => self.followers[place].1,
                 None => view.tree.follower_count(&context.locus, token),
@@ -410,7 +493,11 @@ impl Scratch {
     /// Gives the followers of one context their share of the mass that is left.
     fn mix(&mut self, source: Source, length: u32, evidence: Evidence, mass: &mut f32) {
         let weight = weight(source, length, evidence, most(&self.followers));
-        for &(token, count) in self.followers.iter().filter(|&&(token, _)| token < TOKEN_LIMIT) {
+        for &(token, count) in self
+            .followers
+            .iter()
+            .filter(|&&(token, _)| token < TOKEN_LIMIT)
+        {
             *self.blend.entry(token) += *mass * weight * count as f32 / evidence.total as f32;
         }
         *mass *= 1.0 - weight;

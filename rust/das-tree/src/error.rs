@@ -40,19 +40,31 @@ impl fmt::Display for Error {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Kind::Token { index, value } => {
-                write!(out, "tokens[{index}] is {value}: token ids must be below 2^31")
+                write!(
+                    out,
+                    "tokens[{index}] is {value}: token ids must be below 2^31"
+                )
             }
             Kind::Closed => write!(out, "the sequence is closed: open a new one to go on"),
             Kind::MaxDepth(value) => write!(out, "max_depth is {value}: it must be from 2 to 64"),
             Kind::SequenceTooLong { length, limit } => {
-                write!(out, "the sequence would have {length} tokens: the limit is {limit}")
+                write!(
+                    out,
+                    "the sequence would have {length} tokens: the limit is {limit}"
+                )
             }
             Kind::TreeFull { limit } => {
-                write!(out, "the tree would have more than {limit} tokens: start a new tree")
+                write!(
+                    out,
+                    "the tree would have more than {limit} tokens: start a new tree"
+                )
             }
             Kind::EmptyQuery => write!(out, "tokens is empty: give at least one token"),
             Kind::QueryTooLong { length, limit } => {
-                write!(out, "tokens has length {length}: a tree of this max_depth counts up to {limit} tokens")
+                write!(
+                    out,
+                    "tokens has length {length}: a tree of this max_depth counts up to {limit} tokens"
+                )
             }
             Kind::Window(value) => write!(out, "window is {value}: it must be at least 1"),
         }

@@ -23,7 +23,11 @@ pub struct HistoryOptions {
 
 impl Default for HistoryOptions {
     fn default() -> Self {
-        Self { window: 16, max_bytes: 4 << 30, max_depth: 64 }
+        Self {
+            window: 16,
+            max_bytes: 4 << 30,
+            max_depth: 64,
+        }
     }
 }
 
@@ -105,7 +109,9 @@ pub(crate) struct Home {
 impl Home {
     /// Notes that one rollout of the problem has ended.
     pub(crate) fn rollout_closed(&self) {
-        let Some(shared) = self.shared.upgrade() else { return };
+        let Some(shared) = self.shared.upgrade() else {
+            return;
+        };
         let mut inner = lock(&shared.inner);
         if let Some(problem) = inner.problems.get_mut(&self.problem) {
             problem.running -= 1;
@@ -125,7 +131,13 @@ impl RolloutHistory {
         }
         Tree::new(options.max_depth)?;
         let (bytes, inner) = (Arc::default(), Mutex::new(Inner::default()));
-        Ok(Self { shared: Arc::new(Shared { options, bytes, inner }) })
+        Ok(Self {
+            shared: Arc::new(Shared {
+                options,
+                bytes,
+                inner,
+            }),
+        })
     }
 
     /// What the history keeps.
@@ -164,7 +176,10 @@ impl RolloutHistory {
 
     /// The present tree of a problem.
     pub fn tree(&self, problem: u64) -> Option<Arc<Tree>> {
-        lock(&self.shared.inner).problems.get(&problem).map(|problem| Arc::clone(&problem.tree))
+        lock(&self.shared.inner)
+            .problems
+            .get(&problem)
+            .map(|problem| Arc::clone(&problem.tree))
     }
 
     /// Bytes allocated for all problems.
@@ -194,15 +209,21 @@ impl Shared {
     /// Drops the least recently used problems until the rest fits.
     fn evict(&self, inner: &mut Inner) {
         while self.bytes.load(Ordering::Relaxed) > self.options.max_bytes {
-            let idle = inner.problems.iter().filter(|(_, problem)| problem.running == 0);
-            let Some((&oldest, _)) = idle.min_by_key(|(_, problem)| problem.last_used) else { return };
+            let idle = inner
+                .problems
+                .iter()
+                .filter(|(_, problem)| problem.running == 0);
+            let Some((&oldest, _)) = idle.min_by_key(|(_, problem)| problem.last_used) else {
+                return;
+            };
             inner.problems.remove(&oldest);
             inner.evicted_problems += 1;
         }
     }
 
     fn new_tree(&self) -> Arc<Tree> {
-        Tree::with_meter(self.options.max_depth, Some(Arc::clone(&self.bytes))).expect("the depth was checked")
+        Tree::with_meter(self.options.max_depth, Some(Arc::clone(&self.bytes)))
+            .expect("the depth was checked")
     }
 }
 
@@ -225,15 +246,25 @@ impl Inner {
         }
         self.expired_rollouts += problem.expire(shared) as u64;
         let mut sequence = problem.tree.sequence(context)?;
-        sequence.set_home(Home { shared: Arc::downgrade(shared), problem: key });
-        problem.rollouts.push(Rollout { id: sequence.id(), visit: problem.visits });
+        sequence.set_home(Home {
+            shared: Arc::downgrade(shared),
+            problem: key,
+        });
+        problem.rollouts.push(Rollout {
+            id: sequence.id(),
+            visit: problem.visits,
+        });
         problem.running += 1;
         Ok(sequence)
     }
 
     /// Bytes of the directory itself.
     fn overhead(&self) -> usize {
-        let rollouts: usize = self.problems.values().map(|problem| problem.rollouts.capacity()).sum();
+        let rollouts: usize = self
+            .problems
+            .values()
+            .map(|problem| problem.rollouts.capacity())
+            .sum();
         self.problems.capacity() * size_of::<(u64, Problem)>() + rollouts * size_of::<Rollout>()
     }
 }
@@ -242,17 +273,27 @@ impl Problem {
     /// Rebuilds the tree without the visits that have left the window; returns how many rollouts went.
     fn expire(&mut self, shared: &Shared) -> usize {
         let inside = |rollout: &Rollout| rollout.visit + shared.options.window as u64 > self.visits;
-        let expired = self.rollouts.iter().filter(|rollout| !inside(rollout)).count();
+        let expired = self
+            .rollouts
+            .iter()
+            .filter(|rollout| !inside(rollout))
+            .count();
         if expired == 0 || self.running > 0 {
             return 0;
         }
         let tree = shared.new_tree();
         let mut rollouts = Vec::with_capacity(self.rollouts.len() - expired);
         for rollout in self.rollouts.iter().filter(|rollout| inside(rollout)) {
-            let id = tree.open_record().expect("the new tree holds less than the old one");
-            tree.append_record(id, &self.tree.tokens_of(rollout.id)).expect("as above");
+            let id = tree
+                .open_record()
+                .expect("the new tree holds less than the old one");
+            tree.append_record(id, &self.tree.tokens_of(rollout.id))
+                .expect("as above");
             tree.close_record(id);
-            rollouts.push(Rollout { id, visit: rollout.visit });
+            rollouts.push(Rollout {
+                id,
+                visit: rollout.visit,
+            });
         }
         self.tree = tree;
         self.rollouts = rollouts;

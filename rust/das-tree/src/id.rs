@@ -32,7 +32,11 @@ pub(crate) fn end_marker(id: SeqId) -> Token {
 pub(crate) fn check_tokens(tokens: &[Token]) -> Result<(), Error> {
     match tokens.iter().position(|&token| token >= TOKEN_LIMIT) {
         None => Ok(()),
-        Some(index) => Err(Kind::Token { index, value: tokens[index] }.into()),
+        Some(index) => Err(Kind::Token {
+            index,
+            value: tokens[index],
+        }
+        .into()),
     }
 }
 
@@ -54,7 +58,11 @@ impl Child {
     }
 
     fn from_bits(bits: u32) -> Self {
-        if bits & LEAF_BIT == 0 { Child::Node(bits) } else { Child::Leaf(bits & !LEAF_BIT) }
+        if bits & LEAF_BIT == 0 {
+            Child::Node(bits)
+        } else {
+            Child::Leaf(bits & !LEAF_BIT)
+        }
     }
 }
 
@@ -73,6 +81,9 @@ impl Edge {
     }
 
     pub(crate) fn from_bits(bits: u64) -> Self {
-        Self { token: (bits >> 32) as u32, child: Child::from_bits(bits as u32) }
+        Self {
+            token: (bits >> 32) as u32,
+            child: Child::from_bits(bits as u32),
+        }
     }
 }

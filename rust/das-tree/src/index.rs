@@ -63,7 +63,12 @@ impl Tree {
         loop {
             record.next_queued.store(head, Ordering::Relaxed); // published by the exchange
             // Release: publishes `next_queued`; pairs with the swap in `drain`.
-            match self.queue.compare_exchange_weak(head, id + 1, Ordering::Release, Ordering::Relaxed) {
+            match self.queue.compare_exchange_weak(
+                head,
+                id + 1,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
                 Ok(_) => return,
                 Err(now) => head = now,
             }
@@ -89,17 +94,36 @@ impl Tree {
         // AcqRel: an appender that found the flag set has its tokens seen below; one that finds it clear queues anew.
         record.queued.swap(false, Ordering::AcqRel);
         let len = record.len();
-        let Active { mut indexed, node, along } = record.active();
+        let Active {
+            mut indexed,
+            node,
+            along,
+        } = record.active();
         let mut point = Point { node, along };
         let mut chunk = record.index_chunk.load(Ordering::Relaxed); // only whoever indexes uses it
         while indexed < len {
             if indexed % CHUNK == 0 {
-                chunk = if indexed == 0 { record.first_chunk() } else { self.text.next_chunk(chunk) };
+                chunk = if indexed == 0 {
+                    record.first_chunk()
+                } else {
+                    self.text.next_chunk(chunk)
+                };
             }
             let position = chunk * CHUNK + indexed % CHUNK;
-            point = self.index_token(Cursor { sequence: id, offset: indexed, position }, point);
+            point = self.index_token(
+                Cursor {
+                    sequence: id,
+                    offset: indexed,
+                    position,
+                },
+                point,
+            );
             indexed += 1;
-            record.set_active(Active { indexed, node: point.node, along: point.along });
+            record.set_active(Active {
+                indexed,
+                node: point.node,
+                along: point.along,
+            });
         }
         record.index_chunk.store(chunk, Ordering::Relaxed); // only whoever indexes uses it
     }
@@ -123,7 +147,15 @@ impl Tree {
                     break;
                 }
                 let start = self.text.back(cursor.position, above);
-                self.nodes.insert(at.node, Edge { token, child: Child::Leaf(start) }, 1, &self.meter);
+                self.nodes.insert(
+                    at.node,
+                    Edge {
+                        token,
+                        child: Child::Leaf(start),
+                    },
+                    1,
+                    &self.meter,
+                );
                 self.count_up(at.node, start);
                 if at.node == ROOT {
                     break;
@@ -131,8 +163,13 @@ impl Tree {
                 at.node = self.nodes.get(at.node).link();
                 continue;
             }
-            let first = self.text.token(self.text.back(cursor.position, at.along), 0);
-            let (slot, child) = self.nodes.find(at.node, first).expect("an active point is in the tree");
+            let first = self
+                .text
+                .token(self.text.back(cursor.position, at.along), 0);
+            let (slot, child) = self
+                .nodes
+                .find(at.node, first)
+                .expect("an active point is in the tree");
             let depth = above + at.along;
             let next = match child {
                 Child::Leaf(start) => {
@@ -140,7 +177,13 @@ impl Tree {
                     let end = self.leaf_end(owner, cursor);
                     if offset + depth >= end {
                         let taken = self.text.back(cursor.position, depth);
-                        publish(slot, Edge { token: first, child: Child::Leaf(taken) });
+                        publish(
+                            slot,
+                            Edge {
+                                token: first,
+                                child: Child::Leaf(taken),
+                            },
+                        );
                         self.reopen(owner, at, depth);
                         at = self.shorten(at);
                         continue;
@@ -150,7 +193,10 @@ impl Tree {
                 Child::Node(id) => {
                     let node = self.nodes.get(id);
                     if depth >= node.depth() {
-                        at = Point { node: id, along: depth - node.depth() };
+                        at = Point {
+                            node: id,
+                            along: depth - node.depth(),
+                        };
                         continue;
                     }
                     self.text.token(node.position(), depth)
@@ -162,8 +208,22 @@ impl Tree {
             }
             let start = self.text.back(cursor.position, depth);
             let fresh = self.split(at, first, next, child, start);
-            self.nodes.insert(fresh, Edge { token, child: Child::Leaf(start) }, 1, &self.meter);
-            publish(slot, Edge { token: first, child: Child::Node(fresh) });
+            self.nodes.insert(
+                fresh,
+                Edge {
+                    token,
+                    child: Child::Leaf(start),
+                },
+                1,
+                &self.meter,
+            );
+            publish(
+                slot,
+                Edge {
+                    token: first,
+                    child: Child::Node(fresh),
+                },
+            );
             self.count_up(fresh, start);
             if unlinked != NONE {
                 self.nodes.get(unlinked).set_link(fresh);
@@ -180,7 +240,11 @@ impl Tree {
 
     /// Where the text of a leaf ends for the indexer: before what its owner has not indexed yet.
     fn leaf_end(&self, owner: SeqId, cursor: Cursor) -> u32 {
-        if owner == cursor.sequence { cursor.offset + 1 } else { self.text.record(owner).active().indexed }
+        if owner == cursor.sequence {
+            cursor.offset + 1
+        } else {
+            self.text.record(owner).active().indexed
+        }
     }
 
     /// After a leaf of `owner` was taken over at `at`: that suffix of `owner` is matched by another text now.
@@ -188,7 +252,11 @@ impl Tree {
         let record = self.text.record(owner);
         let active = record.active();
         if self.nodes.get(active.node).depth() + active.along < depth {
-            record.set_active(Active { indexed: active.indexed, node: at.node, along: at.along });
+            record.set_active(Active {
+                indexed: active.indexed,
+                node: at.node,
+                along: at.along,
+            });
         }
     }
 
@@ -200,9 +268,17 @@ impl Tree {
             Child::Node(node) => self.nodes.get(node).position(),
         };
         let depth = self.nodes.get(at.node).depth() + at.along;
-        let new = NewNode { position, depth, parent: at.node, first, count, recent: start };
+        let new = NewNode {
+            position,
+            depth,
+            parent: at.node,
+            first,
+            count,
+            recent: start,
+        };
         let fresh = self.nodes.add(&new, &self.meter);
-        self.nodes.insert(fresh, Edge { token: next, child }, count, &self.meter);
+        self.nodes
+            .insert(fresh, Edge { token: next, child }, count, &self.meter);
         if let Child::Node(node) = child {
             self.nodes.get(node).move_below(fresh, next);
         }
@@ -213,14 +289,32 @@ impl Tree {
     fn count_at_cap(&self, cursor: Cursor, mut at: Point) {
         let start = self.text.back(cursor.position, self.max_depth - 1);
         let node = loop {
-            let first = self.text.token(self.text.back(cursor.position, at.along - 1), 0);
-            let (slot, child) = self.nodes.find(at.node, first).expect("an active point is in the tree");
+            let first = self
+                .text
+                .token(self.text.back(cursor.position, at.along - 1), 0);
+            let (slot, child) = self
+                .nodes
+                .find(at.node, first)
+                .expect("an active point is in the tree");
             match child {
                 Child::Leaf(position) => {
                     let (depth, parent) = (self.max_depth, at.node);
-                    let new = NewNode { position, depth, parent, first, count: 1, recent: position };
+                    let new = NewNode {
+                        position,
+                        depth,
+                        parent,
+                        first,
+                        count: 1,
+                        recent: position,
+                    };
                     let fresh = self.nodes.add(&new, &self.meter);
-                    publish(slot, Edge { token: first, child: Child::Node(fresh) });
+                    publish(
+                        slot,
+                        Edge {
+                            token: first,
+                            child: Child::Node(fresh),
+                        },
+                    );
                     break fresh;
                 }
                 Child::Node(node) => {
@@ -228,7 +322,10 @@ impl Tree {
                     if length == at.along {
                         break node;
                     }
-                    at = Point { node, along: at.along - length };
+                    at = Point {
+                        node,
+                        along: at.along - length,
+                    };
                 }
             }
         };
@@ -251,9 +348,15 @@ impl Tree {
     /// The place of the same string without its first token.
     fn shorten(&self, at: Point) -> Point {
         if at.node == ROOT {
-            Point { node: ROOT, along: at.along - 1 }
+            Point {
+                node: ROOT,
+                along: at.along - 1,
+            }
         } else {
-            Point { node: self.nodes.get(at.node).link(), along: at.along }
+            Point {
+                node: self.nodes.get(at.node).link(),
+                along: at.along,
+            }
         }
     }
 }

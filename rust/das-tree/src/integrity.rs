@@ -28,7 +28,10 @@ impl Tree {
         let mut leaves = HashSet::new();
         self.check_node(ROOT, &mut reached, &mut leaves)?;
         if reached != self.nodes.len() {
-            return Err(format!("{} nodes exist and {reached} can be reached", self.nodes.len()));
+            return Err(format!(
+                "{} nodes exist and {reached} can be reached",
+                self.nodes.len()
+            ));
         }
         let mut counted = 0;
         for id in 0..self.text.sequences() {
@@ -44,7 +47,12 @@ impl Tree {
         Ok(())
     }
 
-    fn check_node(&self, id: NodeId, reached: &mut u32, leaves: &mut HashSet<u32>) -> Result<(), String> {
+    fn check_node(
+        &self,
+        id: NodeId,
+        reached: &mut u32,
+        leaves: &mut HashSet<u32>,
+    ) -> Result<(), String> {
         *reached += 1;
         let node = self.nodes.get(id);
         let (depth, edges) = (node.depth(), self.nodes.edges(id));
@@ -80,7 +88,8 @@ impl Tree {
                 }
                 Child::Node(child) => {
                     let below = self.nodes.get(child);
-                    if below.parent() != id || below.first() != edge.token || below.depth() <= depth {
+                    if below.parent() != id || below.first() != edge.token || below.depth() <= depth
+                    {
                         return fail("a child does not agree to be one");
                     }
                     self.check_node(child, reached, leaves)?;
@@ -101,7 +110,10 @@ impl Tree {
         followers.truncate(TOP.max(4));
         let mut listed = Vec::new();
         self.nodes.followers(id, &mut listed);
-        let mut listed: Vec<_> = listed.into_iter().map(|(token, count)| (std::cmp::Reverse(count), token)).collect();
+        let mut listed: Vec<_> = listed
+            .into_iter()
+            .map(|(token, count)| (std::cmp::Reverse(count), token))
+            .collect();
         listed.sort_unstable();
         if listed != followers {
             return fail("the top followers are others");
@@ -112,16 +124,25 @@ impl Tree {
     /// Checks that a sequence's counted suffixes, and no others, are leaves or were counted at the cap; returns their number.
     fn check_sequence(&self, id: SeqId, leaves: &mut HashSet<u32>) -> Result<u32, String> {
         let record = self.text.record(id);
-        let Active { indexed, node, along } = record.active();
+        let Active {
+            indexed,
+            node,
+            along,
+        } = record.active();
         if indexed != record.len() {
-            return Err(format!("sequence {id}: {indexed} of {} tokens are indexed", record.len()));
+            return Err(format!(
+                "sequence {id}: {indexed} of {} tokens are indexed",
+                record.len()
+            ));
         }
         let depth = self.nodes.get(node).depth() + along;
         let symbols = self.text.symbols(id, 0);
         let open = &symbols[(indexed - depth) as usize..];
         let in_tree = |string: &[Token]| self.locate(string).is_some();
         if depth >= self.max_depth || !in_tree(open) {
-            return Err(format!("sequence {id}: the active point is not in the tree"));
+            return Err(format!(
+                "sequence {id}: the active point is not in the tree"
+            ));
         }
         let counted = indexed - depth;
         let mut chunk = record.first_chunk();
@@ -133,10 +154,14 @@ impl Tree {
             let stop = symbols.len().min((start + self.max_depth) as usize);
             let string = &symbols[start as usize..stop];
             if !in_tree(string) {
-                return Err(format!("sequence {id}: the suffix at {start} is not in the tree"));
+                return Err(format!(
+                    "sequence {id}: the suffix at {start} is not in the tree"
+                ));
             }
             if leaf && start >= counted {
-                return Err(format!("sequence {id}: the open suffix at {start} has a leaf"));
+                return Err(format!(
+                    "sequence {id}: the open suffix at {start} has a leaf"
+                ));
             }
             if !leaf && start < counted && string.len() < self.max_depth as usize {
                 return Err(format!("sequence {id}: the suffix at {start} has no leaf"));

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod arena;
+mod batch;
 mod draft;
 mod error;
 mod history;
@@ -17,6 +18,7 @@ mod tally;
 mod text;
 mod tree;
 
+pub use batch::{StepDrafts, StepRequest, step};
 pub use draft::{Draft, DraftOptions, Shape};
 pub use error::Error;
 pub use history::{HistoryOptions, HistoryStats, RolloutHistory};

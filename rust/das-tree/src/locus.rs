@@ -18,7 +18,11 @@ pub(crate) struct Locus {
 }
 
 impl Locus {
-    pub(crate) const ROOT: Self = Self { node: ROOT, below: None, depth: 0 };
+    pub(crate) const ROOT: Self = Self {
+        node: ROOT,
+        below: None,
+        depth: 0,
+    };
 }
 
 /// What has followed a string.
@@ -32,12 +36,15 @@ pub(crate) struct Evidence {
 impl Tree {
     /// The place of a non-empty string of at most `max_depth` tokens, if it is in the tree.
     pub(crate) fn locate(&self, tokens: &[Token]) -> Option<Locus> {
-        tokens.iter().try_fold(Locus::ROOT, |at, &token| self.step(&at, token))
+        tokens
+            .iter()
+            .try_fold(Locus::ROOT, |at, &token| self.step(&at, token))
     }
 
     /// Counted occurrences of the string, with or without a follower.
     pub(crate) fn occurrences(&self, at: &Locus) -> u32 {
-        self.nodes.child_count(at.below.unwrap_or(Child::Node(at.node)))
+        self.nodes
+            .child_count(at.below.unwrap_or(Child::Node(at.node)))
     }
 
     /// One token down.
@@ -47,15 +54,21 @@ impl Tree {
             Some(_) => return None,
             None => self.nodes.find(at.node, token)?.1,
         };
-        Some(self.canonical(Locus { node: at.node, below: Some(child), depth: at.depth + 1 }))
+        Some(self.canonical(Locus {
+            node: at.node,
+            below: Some(child),
+            depth: at.depth + 1,
+        }))
     }
 
     /// Moves to the node `below` if that is where the locus is.
     fn canonical(&self, at: Locus) -> Locus {
         match at.below {
-            Some(Child::Node(node)) if self.nodes.get(node).depth() == at.depth => {
-                Locus { node, below: None, depth: at.depth }
-            }
+            Some(Child::Node(node)) if self.nodes.get(node).depth() == at.depth => Locus {
+                node,
+                below: None,
+                depth: at.depth,
+            },
             _ => at,
         }
     }
@@ -66,7 +79,9 @@ impl Tree {
             Child::Node(node) => self.nodes.get(node).position(),
             Child::Leaf(start) => {
                 let (owner, offset) = self.text.owner(start);
-                if offset + depth >= self.text.record(owner).active().indexed || depth >= self.max_depth {
+                if offset + depth >= self.text.record(owner).active().indexed
+                    || depth >= self.max_depth
+                {
                     return None;
                 }
                 start
@@ -84,10 +99,19 @@ impl Tree {
             let node = self.nodes.get(at.node);
             let listed = out.iter().map(|&(_, count)| count).sum();
             // At the depth cap a node has occurrences but no followers.
-            let total = if out.is_empty() { 0 } else { node.count().max(listed) };
-            return Evidence { total, distinct: node.degree().max(out.len() as u32) };
+            let total = if out.is_empty() {
+                0
+            } else {
+                node.count().max(listed)
+            };
+            return Evidence {
+                total,
+                distinct: node.degree().max(out.len() as u32),
+            };
         };
-        let Some(token) = self.label(child, at.depth) else { return Evidence::default() };
+        let Some(token) = self.label(child, at.depth) else {
+            return Evidence::default();
+        };
         let total = self.nodes.child_count(child);
         out.push((token, total));
         Evidence { total, distinct: 1 }
@@ -95,7 +119,8 @@ impl Tree {
 
     /// How often `token` has followed the string.
     pub(crate) fn follower_count(&self, at: &Locus, token: Token) -> u32 {
-        self.step(at, token).map_or(0, |next| self.occurrences(&next))
+        self.step(at, token)
+            .map_or(0, |next| self.occurrences(&next))
     }
 
     /// The place of the string without its first token; `None` for the empty string, or if another thread is just now
@@ -115,23 +140,44 @@ impl Tree {
 
     /// Goes down from `node` to `depth` along a string all of which, but perhaps for its last token, is known to be in the
     /// tree: looks only at the first token of each edge and at the last of the string.
-    pub(crate) fn descend(&self, mut node: NodeId, depth: u32, string: impl Fn(u32) -> Token) -> Option<Locus> {
+    pub(crate) fn descend(
+        &self,
+        mut node: NodeId,
+        depth: u32,
+        string: impl Fn(u32) -> Token,
+    ) -> Option<Locus> {
         loop {
             let above = self.nodes.get(node).depth();
             if above == depth {
-                return Some(Locus { node, below: None, depth });
+                return Some(Locus {
+                    node,
+                    below: None,
+                    depth,
+                });
             }
             let child = self.nodes.find(node, string(above))?.1;
             let (start, below) = match child {
-                Child::Node(next) => (self.nodes.get(next).position(), self.nodes.get(next).depth()),
+                Child::Node(next) => (
+                    self.nodes.get(next).position(),
+                    self.nodes.get(next).depth(),
+                ),
                 Child::Leaf(start) => (start, u32::MAX),
             };
-            if below >= depth && depth - 1 > above && self.text.token(start, depth - 1) != string(depth - 1) {
+            if below >= depth
+                && depth - 1 > above
+                && self.text.token(start, depth - 1) != string(depth - 1)
+            {
                 return None;
             }
             match child {
                 Child::Node(next) if below <= depth => node = next,
-                _ => return Some(Locus { node, below: Some(child), depth }),
+                _ => {
+                    return Some(Locus {
+                        node,
+                        below: Some(child),
+                        depth,
+                    });
+                }
             }
         }
     }

@@ -139,7 +139,11 @@ pub(crate) fn publish(slot: &AtomicU64, edge: Edge) {
 
 impl Nodes {
     pub(crate) fn new(meter: &Meter) -> Self {
-        let all = Self { nodes: Arena::new(), wides: Arena::new(), blocks: Arena::new() };
+        let all = Self {
+            nodes: Arena::new(),
+            wides: Arena::new(),
+            blocks: Arena::new(),
+        };
         all.nodes.push(meter); // the root
         all.wides.push(meter); // 0 stands for `NONE`
         all
@@ -179,10 +183,18 @@ impl Nodes {
             }
         }
         let wide = node.wide.load(Ordering::Acquire); // pairs with `widen`: the block is visible
-        if wide == NONE { None } else { self.find_in_trie(&self.wides.get(wide).block, token) }
+        if wide == NONE {
+            None
+        } else {
+            self.find_in_trie(&self.wides.get(wide).block, token)
+        }
     }
 
-    fn find_in_trie<'a>(&'a self, mut block: &'a Block, token: Token) -> Option<(&'a AtomicU64, Child)> {
+    fn find_in_trie<'a>(
+        &'a self,
+        mut block: &'a Block,
+        token: Token,
+    ) -> Option<(&'a AtomicU64, Child)> {
         for level in 0.. {
             let slot = &block.0[slot_index(token, level)];
             let bits = load(slot);
@@ -209,7 +221,10 @@ impl Nodes {
             self.insert_in_trie(&wide.block, edge, meter);
             wide.raise(edge.token, counted);
         }
-        node.shape.store(node.shape.load(Ordering::Relaxed) + 0x100, Ordering::Relaxed); // one writer; a statistic
+        node.shape.store(
+            node.shape.load(Ordering::Relaxed) + 0x100,
+            Ordering::Relaxed,
+        ); // one writer; a statistic
     }
 
     /// The node's [`Wide`], made now if it has none.
@@ -245,7 +260,13 @@ impl Nodes {
             let id = self.blocks.push(meter);
             let lower = self.blocks.get(id);
             publish(&lower.0[slot_index(there.token, level + 1)], there);
-            publish(slot, Edge { token: SUB_BLOCK, child: Child::Node(id) });
+            publish(
+                slot,
+                Edge {
+                    token: SUB_BLOCK,
+                    child: Child::Node(id),
+                },
+            );
             block = lower;
         }
     }
@@ -294,8 +315,13 @@ impl Nodes {
     /// All edges of a node, in no particular order.
     pub(crate) fn edges(&self, id: NodeId) -> Vec<Edge> {
         let node = self.nodes.get(id);
-        let mut edges: Vec<Edge> =
-            node.edges.iter().map(load).take_while(|&bits| bits != Edge::EMPTY).map(Edge::from_bits).collect();
+        let mut edges: Vec<Edge> = node
+            .edges
+            .iter()
+            .map(load)
+            .take_while(|&bits| bits != Edge::EMPTY)
+            .map(Edge::from_bits)
+            .collect();
         let wide = node.wide.load(Ordering::Acquire); // pairs with `widen`
         if wide != NONE {
             self.collect_trie(&self.wides.get(wide).block, &mut edges);
@@ -333,7 +359,9 @@ impl Wide {
         if fresh < get(TOP - 1) {
             return;
         }
-        let mut i = (0..TOP).find(|&i| get(i) == 0 || unpack(get(i)).0 == token).unwrap_or(TOP - 1);
+        let mut i = (0..TOP)
+            .find(|&i| get(i) == 0 || unpack(get(i)).0 == token)
+            .unwrap_or(TOP - 1);
         while i > 0 && get(i - 1) < fresh {
             set(i, get(i - 1));
             i -= 1;

@@ -25,7 +25,8 @@ impl OwnText {
         self.tokens.reserve(tokens.len());
         self.previous.reserve(tokens.len());
         for &token in tokens {
-            self.previous.push(self.latest.replace(token, self.tokens.len() as u32));
+            self.previous
+                .push(self.latest.replace(token, self.tokens.len() as u32));
             self.tokens.push(token);
         }
     }

@@ -4,7 +4,7 @@ use crate::{
     draft::{Draft, DraftOptions},
     error::{Error, Kind},
     history::Home,
-    id::{SeqId, START, check_tokens},
+    id::{START, SeqId, check_tokens},
     locus::Locus,
     own::OwnText,
     sync::{Arc, Mutex, lock},
@@ -39,8 +39,17 @@ impl Sequence {
         let mut own = OwnText::default();
         own.extend(context);
         tree.meter.add(own.memory_usage());
-        let state = State { tree: Arc::clone(tree), id, own: Some(own), prompt: context.len(), output: 0 };
-        Ok(Self { state: Mutex::new(state), home: None })
+        let state = State {
+            tree: Arc::clone(tree),
+            id,
+            own: Some(own),
+            prompt: context.len(),
+            output: 0,
+        };
+        Ok(Self {
+            state: Mutex::new(state),
+            home: None,
+        })
     }
 
     pub(crate) fn set_home(&mut self, home: Home) {
@@ -57,17 +66,7 @@ impl Sequence {
     /// If the sequence is closed, a token is 2^31 or larger, or the sequence or its tree is full.
     pub fn append(&self, tokens: &[u32]) -> Result<(), Error> {
         check_tokens(tokens)?;
-        let state = &mut *lock(&self.state);
-        let own = state.own.as_mut().ok_or(Kind::Closed)?;
-        if tokens.is_empty() {
-            return Ok(());
-        }
-        state.tree.append_record(state.id, tokens)?;
-        let before = own.memory_usage();
-        own.extend(tokens);
-        state.tree.meter.add(own.memory_usage() - before);
-        state.output += tokens.len();
-        Ok(())
+        lock(&self.state).append(tokens)
     }
 
     /// Drafts what may come next.
@@ -76,20 +75,29 @@ impl Sequence {
     /// If the sequence is closed.
     pub fn draft(&self, options: &DraftOptions) -> Result<Draft, Error> {
         let mut draft = Draft::default();
-        self.draft_into(options, &mut draft)?;
+        lock(&self.state).draft(options, &mut draft)?;
         Ok(draft)
     }
 
-    /// [`Self::draft`] into an existing draft, whose contents are replaced.
-    ///
-    /// # Errors
-    /// If the sequence is closed.
-    pub fn draft_into(&self, options: &DraftOptions, draft: &mut Draft) -> Result<(), Error> {
-        let state = lock(&self.state);
-        let own = state.own.as_ref().ok_or(Kind::Closed)?;
-        let (start, counted) = state.place(own);
-        crate::draft::running(&state.tree, own, state.prompt, counted, start, options, draft);
-        Ok(())
+    /// Appends tokens, already checked, and drafts into `draft`, with nothing of this sequence in between.
+    pub(crate) fn append_and_draft(
+        &self,
+        tokens: &[u32],
+        options: &DraftOptions,
+        draft: &mut Draft,
+    ) -> Result<(), Error> {
+        let mut state = lock(&self.state);
+        state.append(tokens)?;
+        state.draft(options, draft)
+    }
+
+    /// An error if the sequence is closed.
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        if self.is_closed() {
+            Err(Kind::Closed.into())
+        } else {
+            Ok(())
+        }
     }
 
     /// Ends the sequence: its counts become exact and its tokens stay. Closing again does nothing.
@@ -138,17 +146,51 @@ impl Drop for Sequence {
 }
 
 impl State {
+    fn append(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        let own = self.own.as_mut().ok_or(Kind::Closed)?;
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        self.tree.append_record(self.id, tokens)?;
+        let before = own.memory_usage();
+        own.extend(tokens);
+        self.tree.meter.add(own.memory_usage() - before);
+        self.output += tokens.len();
+        Ok(())
+    }
+
+    fn draft(&self, options: &DraftOptions, draft: &mut Draft) -> Result<(), Error> {
+        let own = self.own.as_ref().ok_or(Kind::Closed)?;
+        let (start, counted) = self.place(own);
+        crate::draft::running(&self.tree, own, self.prompt, counted, start, options, draft);
+        Ok(())
+    }
+
     /// The locus of the longest suffix in the tree, and the offset before which all suffixes are counted there.
     fn place(&self, own: &OwnText) -> (Locus, usize) {
         let output = &own.tokens()[self.prompt..];
-        let symbol = |offset: u32| if offset == 0 { START } else { output[offset as usize - 1] };
-        let Active { indexed, node, along } = self.tree.text.record(self.id).active();
+        let symbol = |offset: u32| {
+            if offset == 0 {
+                START
+            } else {
+                output[offset as usize - 1]
+            }
+        };
+        let Active {
+            indexed,
+            node,
+            along,
+        } = self.tree.text.record(self.id).active();
         let depth = self.tree.nodes.get(node).depth() + along;
         let counted = indexed - depth;
-        let start = self.tree.descend(node, depth, |i| symbol(counted + i)).unwrap_or(Locus::ROOT);
+        let start = self
+            .tree
+            .descend(node, depth, |i| symbol(counted + i))
+            .unwrap_or(Locus::ROOT);
         // Tokens that another thread has not come to index yet.
         let limit = self.tree.max_depth - 1;
-        let start = (indexed..=output.len() as u32).fold(start, |at, i| self.tree.advance(at, symbol(i), limit));
+        let start = (indexed..=output.len() as u32)
+            .fold(start, |at, i| self.tree.advance(at, symbol(i), limit));
         (start, counted as usize)
     }
 }

@@ -20,7 +20,9 @@ pub(crate) use {
 
 /// Locks a mutex; a panic of an earlier holder does not spread, since all shared state is valid between any two steps.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(loom)]
@@ -36,11 +38,18 @@ mod modelled {
 
     impl<T> OnceLock<T> {
         pub(crate) fn new() -> Self {
-            Self { ready: AtomicBool::new(false), cell: std::sync::OnceLock::new() }
+            Self {
+                ready: AtomicBool::new(false),
+                cell: std::sync::OnceLock::new(),
+            }
         }
 
         pub(crate) fn get(&self) -> Option<&T> {
-            if self.ready.load(Ordering::Acquire) { self.cell.get() } else { None }
+            if self.ready.load(Ordering::Acquire) {
+                self.cell.get()
+            } else {
+                None
+            }
         }
 
         pub(crate) fn set(&self, value: T) -> Result<(), T> {

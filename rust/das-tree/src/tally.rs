@@ -15,7 +15,11 @@ pub(crate) struct Tally<V> {
 
 impl<V> Default for Tally<V> {
     fn default() -> Self {
-        Self { entries: Vec::new(), slots: vec![(0, 0); SLOTS].into(), round: 1 }
+        Self {
+            entries: Vec::new(),
+            slots: vec![(0, 0); SLOTS].into(),
+            round: 1,
+        }
     }
 }
 
@@ -35,7 +39,10 @@ impl<V: Copy + Default> Tally<V> {
 
     /// The value of a token, zero if it is new.
     pub(crate) fn entry(&mut self, token: Token) -> &mut V {
-        assert!(self.entries.len() < SLOTS, "a tally is for fewer than {SLOTS} tokens");
+        assert!(
+            self.entries.len() < SLOTS,
+            "a tally is for fewer than {SLOTS} tokens"
+        );
         let mut slot = (token.wrapping_mul(0x9E37_79B1) >> 22) as usize;
         let place = loop {
             let (round, place) = self.slots[slot];

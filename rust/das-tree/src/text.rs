@@ -73,7 +73,11 @@ impl Active {
     }
 
     fn from_bits(bits: u64) -> Self {
-        Self { indexed: (bits >> 40) as u32, along: (bits >> 32) as u32 & 0xff, node: bits as u32 }
+        Self {
+            indexed: (bits >> 40) as u32,
+            along: (bits >> 32) as u32 & 0xff,
+            node: bits as u32,
+        }
     }
 }
 
@@ -105,7 +109,10 @@ pub(crate) struct Text {
 
 impl Text {
     pub(crate) fn new(meter: &Meter) -> Self {
-        let text = Self { chunks: Arena::new(), records: Arena::new() };
+        let text = Self {
+            chunks: Arena::new(),
+            records: Arena::new(),
+        };
         text.chunks.push(meter); // chunk 0 stands for `NONE`
         text
     }
@@ -151,7 +158,11 @@ impl Text {
         chunk.previous.store(previous, Ordering::Relaxed);
         let record = self.record(id);
         record.last.store(fresh, Ordering::Relaxed);
-        let link = if previous == NONE { &record.first } else { &self.chunks.get(previous).next };
+        let link = if previous == NONE {
+            &record.first
+        } else {
+            &self.chunks.get(previous).next
+        };
         link.store(fresh, Ordering::Relaxed);
         fresh
     }
@@ -173,7 +184,11 @@ impl Text {
         if offset >= steps {
             return pos - steps;
         }
-        let previous = self.chunks.get(pos / CHUNK).previous.load(Ordering::Relaxed); // published with the length
+        let previous = self
+            .chunks
+            .get(pos / CHUNK)
+            .previous
+            .load(Ordering::Relaxed); // published with the length
         previous * CHUNK + CHUNK + offset - steps
     }
 
@@ -199,7 +214,11 @@ impl Text {
             if offset + CHUNK > from {
                 let slots = &self.chunks.get(chunk).tokens[..(len - offset).min(CHUNK) as usize];
                 let skip = from.saturating_sub(offset) as usize;
-                symbols.extend(slots[skip..].iter().map(|slot| slot.load(Ordering::Relaxed))); // published with `len`
+                symbols.extend(
+                    slots[skip..]
+                        .iter()
+                        .map(|slot| slot.load(Ordering::Relaxed)),
+                ); // published with `len`
             }
             offset += CHUNK;
             chunk = self.next_chunk(chunk);

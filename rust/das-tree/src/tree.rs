@@ -4,7 +4,7 @@ use crate::{
     arena::Meter,
     draft::{Draft, DraftOptions},
     error::{Error, Kind},
-    id::{NONE, SeqId, START, TOKEN_LIMIT, Token, check_tokens, end_marker},
+    id::{NONE, START, SeqId, TOKEN_LIMIT, Token, check_tokens, end_marker},
     node::Nodes,
     sequence::Sequence,
     sync::{Arc, AtomicU32, AtomicUsize, Ordering},
@@ -48,7 +48,10 @@ impl Tree {
     }
 
     /// A tree whose bytes are counted in `shared` too.
-    pub(crate) fn with_meter(max_depth: usize, shared: Option<Arc<AtomicUsize>>) -> Result<Arc<Self>, Error> {
+    pub(crate) fn with_meter(
+        max_depth: usize,
+        shared: Option<Arc<AtomicUsize>>,
+    ) -> Result<Arc<Self>, Error> {
         if !(2..=CHUNK as usize).contains(&max_depth) {
             return Err(Kind::MaxDepth(max_depth).into());
         }
@@ -56,7 +59,15 @@ impl Tree {
         meter.add(size_of::<Self>());
         let (text, nodes) = (Text::new(&meter), Nodes::new(&meter));
         let (queue, work, tokens) = (AtomicU32::new(NONE), AtomicU32::new(0), AtomicUsize::new(0));
-        Ok(Arc::new(Self { max_depth: max_depth as u32, meter, text, nodes, queue, work, tokens }))
+        Ok(Arc::new(Self {
+            max_depth: max_depth as u32,
+            meter,
+            text,
+            nodes,
+            queue,
+            work,
+            tokens,
+        }))
     }
 
     /// Opens a sequence. `context` is its prompt: evidence for its own drafts, not part of the tree.
@@ -88,9 +99,15 @@ impl Tree {
             return Err(Kind::EmptyQuery.into());
         }
         if tokens.len() > self.max_depth() {
-            return Err(Kind::QueryTooLong { length: tokens.len(), limit: self.max_depth() }.into());
+            return Err(Kind::QueryTooLong {
+                length: tokens.len(),
+                limit: self.max_depth(),
+            }
+            .into());
         }
-        Ok(self.locate(tokens).map_or(0, |locus| self.occurrences(&locus)))
+        Ok(self
+            .locate(tokens)
+            .map_or(0, |locus| self.occurrences(&locus)))
     }
 
     /// Longest string the tree has statistics of.
@@ -138,7 +155,8 @@ impl Tree {
 
     /// Writes the end marker, after which all counts of the sequence are exact. One thread at a time per record.
     pub(crate) fn close_record(&self, id: SeqId) {
-        self.text.append(id, std::iter::once(end_marker(id)), &self.meter);
+        self.text
+            .append(id, std::iter::once(end_marker(id)), &self.meter);
         self.submit(id);
     }
 
@@ -154,7 +172,11 @@ impl Tree {
     fn check_room(&self, present: usize, more: usize) -> Result<(), Error> {
         let (length, limit) = (present + more + 1, MAX_SEQUENCE);
         if length > limit {
-            return Err(Kind::SequenceTooLong { length: length - 2, limit: limit - 2 }.into());
+            return Err(Kind::SequenceTooLong {
+                length: length - 2,
+                limit: limit - 2,
+            }
+            .into());
         }
         if self.text.is_full(more) {
             return Err(Kind::TreeFull { limit: 1 << 31 }.into());

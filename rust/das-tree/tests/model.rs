@@ -32,9 +32,18 @@ fn op(alphabet: u32) -> impl Strategy<Value = Op> {
 }
 
 fn script() -> impl Strategy<Value = (usize, usize, Vec<Op>)> {
-    (2u32..5, prop::sample::select(vec![4usize, 8, 64]), 1usize..7).prop_flat_map(|(alphabet, depth, sequences)| {
-        (Just(depth), Just(sequences), prop::collection::vec(op(alphabet), 1..60))
-    })
+    (
+        2u32..5,
+        prop::sample::select(vec![4usize, 8, 64]),
+        1usize..7,
+    )
+        .prop_flat_map(|(alphabet, depth, sequences)| {
+            (
+                Just(depth),
+                Just(sequences),
+                prop::collection::vec(op(alphabet), 1..60),
+            )
+        })
 }
 
 struct World {
@@ -46,8 +55,12 @@ struct World {
 
 impl World {
     fn new(max_depth: usize, most: usize) -> Self {
-        let mut world =
-            Self { tree: Tree::new(max_depth).unwrap(), sequences: vec![], oracle: Oracle::new(max_depth), most };
+        let mut world = Self {
+            tree: Tree::new(max_depth).unwrap(),
+            sequences: vec![],
+            oracle: Oracle::new(max_depth),
+            most,
+        };
         world.open(&[]);
         world
     }
@@ -60,7 +73,9 @@ impl World {
     }
 
     fn running(&self) -> Vec<usize> {
-        (0..self.sequences.len()).filter(|&id| !self.oracle.texts[id].closed).collect()
+        (0..self.sequences.len())
+            .filter(|&id| !self.oracle.texts[id].closed)
+            .collect()
     }
 
     fn append(&mut self, id: usize, tokens: &[u32]) {
@@ -83,8 +98,11 @@ impl World {
             Op::Lockstep(token) => running.iter().for_each(|&id| self.append(id, &[*token])),
             Op::Copy(i, j, n) => {
                 let text = &self.oracle.texts[*i % self.sequences.len()].symbols;
-                let tail: Vec<u32> =
-                    text[text.len().saturating_sub(*n)..].iter().copied().filter(|&token| token < oracle::START).collect();
+                let tail: Vec<u32> = text[text.len().saturating_sub(*n)..]
+                    .iter()
+                    .copied()
+                    .filter(|&token| token < oracle::START)
+                    .collect();
                 self.append(pick(*j), &tail);
             }
             Op::Close(i) => self.close(pick(*i)),
@@ -93,7 +111,11 @@ impl World {
 
     fn check_active(&self) {
         for id in self.running() {
-            assert_eq!(self.sequences[id].match_length().unwrap(), self.oracle.active(id), "sequence {id}");
+            assert_eq!(
+                self.sequences[id].match_length().unwrap(),
+                self.oracle.active(id),
+                "sequence {id}"
+            );
         }
     }
 
@@ -101,20 +123,38 @@ impl World {
         let mut strings = HashSet::new();
         for text in &self.oracle.texts {
             for length in 1..=self.tree.max_depth().min(12) {
-                strings.extend(text.symbols.windows(length).filter(|w| w.iter().all(|&t| t < oracle::START)));
+                strings.extend(
+                    text.symbols
+                        .windows(length)
+                        .filter(|w| w.iter().all(|&t| t < oracle::START)),
+                );
             }
         }
         for string in strings {
-            assert_eq!(self.tree.count(string).unwrap(), self.oracle.count(string), "{string:?}");
+            assert_eq!(
+                self.tree.count(string).unwrap(),
+                self.oracle.count(string),
+                "{string:?}"
+            );
         }
     }
 
     fn check_drafts(&self) {
         for id in self.running() {
-            for (max_nodes, floor, shape) in [(12, 0.0, Shape::Tree), (30, 0.05, Shape::Tree), (6, 0.0, Shape::Chain)] {
-                let options = DraftOptions { max_nodes, min_probability: floor, shape };
+            for (max_nodes, floor, shape) in [
+                (12, 0.0, Shape::Tree),
+                (30, 0.05, Shape::Tree),
+                (6, 0.0, Shape::Chain),
+            ] {
+                let options = DraftOptions {
+                    max_nodes,
+                    min_probability: floor,
+                    shape,
+                };
                 let draft = self.sequences[id].draft(&options).unwrap();
-                let expected = self.oracle.draft(id, max_nodes, floor, shape == Shape::Chain);
+                let expected = self
+                    .oracle
+                    .draft(id, max_nodes, floor, shape == Shape::Chain);
                 let got: Vec<_> = (0..draft.len())
                     .map(|i| (draft.tokens[i], draft.parents[i], draft.probabilities[i]))
                     .collect();
@@ -133,7 +173,11 @@ fn assert_same(got: &[(u32, i32, f32)], expected: &[(u32, i32, f32)]) {
     let paths = |draft: &[(u32, i32, f32)]| -> Vec<(Vec<u32>, f32)> {
         let mut paths: Vec<(Vec<u32>, f32)> = Vec::new();
         for &(token, parent, probability) in draft {
-            let mut path = if parent < 0 { vec![] } else { paths[parent as usize].0.clone() };
+            let mut path = if parent < 0 {
+                vec![]
+            } else {
+                paths[parent as usize].0.clone()
+            };
             path.push(token);
             paths.push((path, probability));
         }
@@ -141,7 +185,11 @@ fn assert_same(got: &[(u32, i32, f32)], expected: &[(u32, i32, f32)]) {
     };
     let last = expected.last().map_or(0.0, |node| node.2);
     let sure = |draft: &[(u32, i32, f32)]| -> HashSet<Vec<u32>> {
-        paths(draft).into_iter().filter(|(_, probability)| probability - last > 1e-5).map(|(path, _)| path).collect()
+        paths(draft)
+            .into_iter()
+            .filter(|(_, probability)| probability - last > 1e-5)
+            .map(|(path, _)| path)
+            .collect()
     };
     assert_eq!(sure(got), sure(expected));
 }

@@ -26,11 +26,20 @@ type Counts = BTreeMap<u32, u32>;
 
 impl Oracle {
     pub fn new(max_depth: usize) -> Self {
-        Self { max_depth, texts: Vec::new(), clock: 0 }
+        Self {
+            max_depth,
+            texts: Vec::new(),
+            clock: 0,
+        }
     }
 
     pub fn open(&mut self, prompt: &[u32]) {
-        self.texts.push(Text { prompt: prompt.to_vec(), symbols: Vec::new(), closed: false, touched: 0 });
+        self.texts.push(Text {
+            prompt: prompt.to_vec(),
+            symbols: Vec::new(),
+            closed: false,
+            touched: 0,
+        });
         self.append(self.texts.len() - 1, &[START]);
     }
 
@@ -56,27 +65,43 @@ impl Oracle {
             self.texts.iter().any(|text| {
                 let ends = |at: usize| at + length == text.symbols.len();
                 let counts = |at: usize| !ends(at) || text.touched < own.touched;
-                text.symbols.windows(length).enumerate().any(|(at, window)| window == suffix && counts(at))
+                text.symbols
+                    .windows(length)
+                    .enumerate()
+                    .any(|(at, window)| window == suffix && counts(at))
             })
         };
-        (1..self.max_depth.min(own.symbols.len() + 1)).take_while(|&length| known(length)).count()
+        (1..self.max_depth.min(own.symbols.len() + 1))
+            .take_while(|&length| known(length))
+            .count()
     }
 
     /// Occurrences of a string that start in a counted suffix.
     pub fn count(&self, string: &[u32]) -> u32 {
-        (0..self.texts.len()).map(|id| self.count_in(id, string)).sum()
+        (0..self.texts.len())
+            .map(|id| self.count_in(id, string))
+            .sum()
     }
 
     fn count_in(&self, id: usize, string: &[u32]) -> u32 {
         let symbols = &self.texts[id].symbols;
         let counted = symbols.len() - self.active(id);
-        symbols.windows(string.len()).take(counted).filter(|window| *window == string).count() as u32
+        symbols
+            .windows(string.len())
+            .take(counted)
+            .filter(|window| *window == string)
+            .count() as u32
     }
 
     /// What followed a string in the counted suffixes of all texts but `except`.
     fn history(&self, string: &[u32], except: Option<usize>, active: &[usize]) -> Counts {
         let mut counts = Counts::new();
-        for (id, text) in self.texts.iter().enumerate().filter(|&(id, _)| Some(id) != except) {
+        for (id, text) in self
+            .texts
+            .iter()
+            .enumerate()
+            .filter(|&(id, _)| Some(id) != except)
+        {
             let counted = text.symbols.len() - active[id];
             for window in text.symbols.windows(string.len() + 1).take(counted) {
                 if &window[..string.len()] == string {
@@ -88,7 +113,13 @@ impl Oracle {
     }
 
     /// The draft for a running text.
-    pub fn draft(&self, id: usize, max_nodes: usize, floor: f32, chain: bool) -> Vec<(u32, i32, f32)> {
+    pub fn draft(
+        &self,
+        id: usize,
+        max_nodes: usize,
+        floor: f32,
+        chain: bool,
+    ) -> Vec<(u32, i32, f32)> {
         let text = &self.texts[id];
         let own = [text.prompt.as_slice(), &text.symbols[1..]].concat();
         let active: Vec<usize> = (0..self.texts.len()).map(|id| self.active(id)).collect();
@@ -102,7 +133,10 @@ impl Oracle {
         self.grow(text, text, None, &active, max_nodes, 0.0, false)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one caller each, and clearer than a struct")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one caller each, and clearer than a struct"
+    )]
     fn grow(
         &self,
         own: &[u32],
@@ -118,7 +152,10 @@ impl Oracle {
         let mut own_lengths = Vec::new();
         let mut last = 0;
         for length in (1..=limit.min(own.len())).rev() {
-            let total: u32 = own_followers(own, &own[own.len() - length..]).0.values().sum();
+            let total: u32 = own_followers(own, &own[own.len() - length..])
+                .0
+                .values()
+                .sum();
             if total != last && own_lengths.len() < 6 {
                 own_lengths.push(length);
                 last = total;
@@ -127,7 +164,10 @@ impl Oracle {
         let mut history_lengths = Vec::new();
         last = 0;
         for length in (1..=limit.min(tail.len())).rev() {
-            let total: u32 = self.history(&tail[tail.len() - length..], except, active).values().sum();
+            let total: u32 = self
+                .history(&tail[tail.len() - length..], except, active)
+                .values()
+                .sum();
             if total > 0 && total != last && history_lengths.len() < 6 {
                 history_lengths.push(length);
                 last = total;
@@ -137,8 +177,16 @@ impl Oracle {
         let mut waiting: Vec<(f32, i32, u32)> = Vec::new();
         let mut path: Vec<u32> = Vec::new();
         let (mut parent, mut reached) = (-1, 1.0);
-        while max_nodes > 0 {
-            let levels = self.levels(own, tail, &path, &own_lengths, &history_lengths, except, active);
+        loop {
+            let levels = self.levels(
+                own,
+                tail,
+                &path,
+                &own_lengths,
+                &history_lengths,
+                except,
+                active,
+            );
             let mut children: Vec<(f32, i32, u32)> = blend(&levels)
                 .into_iter()
                 .filter(|&(_, share)| share >= 0.003)
@@ -164,7 +212,6 @@ impl Oracle {
                 node = draft[node as usize].1;
             }
         }
-        draft
     }
 
     /// The contexts at a node, longest first, own before history.
@@ -184,11 +231,21 @@ impl Oracle {
             let string = |text: &[u32]| [&text[text.len() - length..], path].concat();
             if own_lengths.contains(&length) {
                 let (counts, latest) = own_followers(own, &string(own));
-                levels.push(Level { own: true, length: length + path.len(), counts, latest });
+                levels.push(Level {
+                    own: true,
+                    length: length + path.len(),
+                    counts,
+                    latest,
+                });
             }
             if history_lengths.contains(&length) && length + path.len() < self.max_depth {
                 let counts = self.history(&string(tail), except, active);
-                levels.push(Level { own: false, length: length + path.len(), counts, latest: None });
+                levels.push(Level {
+                    own: false,
+                    length: length + path.len(),
+                    counts,
+                    latest: None,
+                });
             }
         }
         levels
@@ -207,7 +264,10 @@ struct Level {
 fn own_followers(own: &[u32], string: &[u32]) -> (Counts, Option<u32>) {
     let mut counts = Counts::new();
     let mut latest = None;
-    for window in own.windows(string.len() + 1).filter(|window| &window[..string.len()] == string) {
+    for window in own
+        .windows(string.len() + 1)
+        .filter(|window| &window[..string.len()] == string)
+    {
         *counts.entry(window[string.len()]).or_default() += 1;
         latest = Some(window[string.len()]);
     }
@@ -230,8 +290,11 @@ fn blend(levels: &[Level]) -> Counts32 {
         }
         last[source] = total;
         used[source] += 1;
-        let mut followers: Vec<(Reverse<u32>, u32)> =
-            level.counts.iter().map(|(&token, &count)| (Reverse(count), token)).collect();
+        let mut followers: Vec<(Reverse<u32>, u32)> = level
+            .counts
+            .iter()
+            .map(|(&token, &count)| (Reverse(count), token))
+            .collect();
         followers.sort_unstable();
         followers.truncate(8);
         let most = followers[0].0.0;
@@ -265,15 +328,39 @@ fn weight(own: bool, length: usize, total: u32, distinct: usize, dominant: bool)
             (false, 3..=4) => 0.40,
             _ => 0.65,
         };
-        let floor = if length >= 17 { 0.58 } else if length >= 9 { 0.38 } else { 0.0 };
+        let floor = if length >= 17 {
+            0.58
+        } else if length >= 9 {
+            0.38
+        } else {
+            0.0
+        };
         return f32::max(base, floor);
     }
     match (own, length == 1, dominant, total >= 5) {
         (true, _, true, _) => 0.25,
         (true, true, false, true) => 0.40,
         (true, _, false, _) => 0.18,
-        (false, true, _, many) => if many { 0.80 } else { 0.50 },
-        (false, false, true, many) => if many { 0.42 } else { 0.25 },
-        (false, false, false, many) => if many { 0.30 } else { 0.17 },
+        (false, true, _, many) => {
+            if many {
+                0.80
+            } else {
+                0.50
+            }
+        }
+        (false, false, true, many) => {
+            if many {
+                0.42
+            } else {
+                0.25
+            }
+        }
+        (false, false, false, many) => {
+            if many {
+                0.30
+            } else {
+                0.17
+            }
+        }
     }
 }

@@ -1,0 +1,173 @@
+"""The native module: documented here, checked against the module by the tests."""
+
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+# --- The suffix tree (rust/das-tree) ---
+
+_Integers: TypeAlias = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.uint32] | Iterable[int]
+_Floats: TypeAlias = NDArray[np.float32] | NDArray[np.float64] | Iterable[float]
+_Shape: TypeAlias = Literal["tree", "chain"]
+
+@final
+class SuffixTree:
+    """An online suffix tree over the token sequences of one problem, any number of which grow at once.
+
+    Methods may be called from any thread. Appends and drafts never wait for those of other sequences. Nothing is
+    removed from a tree: its memory returns when it is dropped (see `RolloutHistory` for a window).
+    """
+
+    def __new__(cls, max_depth: int = 64) -> SuffixTree:
+        """A tree with statistics of strings up to `max_depth` tokens, 2 to 64; drafts use contexts of half that."""
+
+    def sequence(self, context: _Integers | None = None) -> Sequence:
+        """Opens a sequence. `context` is its prompt: its own drafts draw on it, the tree does not contain it.
+
+        Raises ValueError if a token is negative or above 2^31 - 1, TypeError if they are no integers.
+        """
+
+    def draft(
+        self, context: _Integers, max_tokens: int = 16, min_probability: float = 0.0, shape: _Shape = "tree"
+    ) -> Draft:
+        """Drafts what may follow `context`, a text that is not in the tree: from its own repetitions and from what
+        followed its last tokens in the tree. An empty context, or `max_tokens=0`, gives an empty draft. Arguments and
+        errors otherwise as in `Sequence.draft`.
+        """
+
+    def count(self, tokens: _Integers) -> int:
+        """How often `tokens` (1 to `max_depth` of them) occurs in the sequences.
+
+        Exact once all sequences are closed. In a running one, the occurrences that begin in its longest suffix known
+        from elsewhere are not counted yet.
+        """
+
+    def memory_usage(self) -> int:
+        """Bytes allocated for the tree and its running sequences."""
+
+    def check_integrity(self) -> None:
+        """Re-derives the whole structure from the text; RuntimeError names the first violation. Slow: for tests."""
+
+    @property
+    def max_depth(self) -> int:
+        """Longest string with statistics."""
+
+    @property
+    def sequences(self) -> int:
+        """Number of sequences opened, closed ones included."""
+
+    def __len__(self) -> int:
+        """Number of tokens appended, contexts not included."""
+
+@final
+class Sequence:
+    """A running rollout, made by `SuffixTree.sequence` or `RolloutHistory.rollout`.
+
+    Threads may share it; they take turns. When it is dropped, it is closed. After `close`, `append`, `draft` and
+    `match_length` raise ValueError.
+    """
+
+    def append(self, tokens: _Integers) -> None:
+        """Appends output tokens; none of them if there is an error (as `SuffixTree.sequence`)."""
+
+    def draft(self, max_tokens: int = 16, min_probability: float = 0.0, shape: _Shape = "tree") -> Draft:
+        """Drafts what may come next, from the sequence's own context and output and from the others in the tree.
+
+        At most `max_tokens` (0 to 1024) nodes, each with a path probability of at least `min_probability`. The shape
+        "tree" takes the most probable nodes wherever they branch, "chain" one token after another. Raises ValueError
+        for values out of range.
+        """
+
+    def close(self) -> None:
+        """Ends the sequence. Its tokens stay and its counts become exact. Closing again does nothing."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+
+    @property
+    def match_length(self) -> int:
+        """Length of the longest suffix of the output known from elsewhere (up to `max_depth - 1`; the beginning of the
+        output counts as one token)."""
+
+    def __len__(self) -> int:
+        """Number of output tokens."""
+
+@final
+class Draft:
+    """Drafted tokens in best-first order: parents before children, probabilities never rising, so that every prefix of
+    the arrays is a draft too."""
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """[nodes] token ids."""
+
+    @property
+    def parents(self) -> NDArray[np.int32]:
+        """[nodes] index of the node each one follows; -1 for those that follow the text itself."""
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """[nodes] estimated probability that the node and all above it are what comes."""
+
+    def __len__(self) -> int:
+        """Number of nodes."""
+
+@final
+class RolloutHistory:
+    """The rollouts of many problems, a suffix tree for each.
+
+    `advance` moves the policy version; the first rollout of a problem after that begins a new visit of it. A problem
+    keeps the rollouts of its last `window` visits. Above `max_bytes` the problems visited least recently leave; one
+    with running rollouts stays. Methods may be called from any thread.
+    """
+
+    def __new__(cls, window: int = 16, max_bytes: int = 4294967296, max_depth: int = 64) -> RolloutHistory:
+        """An empty history. ValueError if `window` is below 1 or `max_depth` not from 2 to 64."""
+
+    def rollout(self, problem: int, context: _Integers | None = None) -> Sequence:
+        """Opens a rollout of the problem with this key (0 to 2^64 - 1); otherwise as `SuffixTree.sequence`."""
+
+    def tree(self, problem: int) -> SuffixTree | None:
+        """The present tree of a problem."""
+
+    def advance(self) -> int:
+        """Moves to the next policy version and returns its number."""
+
+    @property
+    def generation(self) -> int:
+        """The policy version: how often `advance` was called."""
+
+    def memory_usage(self) -> int:
+        """Bytes allocated for all problems."""
+
+    def stats(self) -> dict[str, int]:
+        """`generation`; `problems`, `rollouts`, `running` rollouts, `tokens` and `bytes` present; `expired_rollouts`
+        and `evicted_problems` since the beginning."""
+
+    def __contains__(self, problem: int, /) -> bool:
+        """Whether there are rollouts of the problem."""
+
+    def __len__(self) -> int:
+        """Number of problems."""
+
+def step(
+    sequences: list[Sequence],
+    tokens: _Integers,
+    offsets: _Integers,
+    max_nodes: _Integers,
+    min_probability: _Floats,
+    width: int,
+    shape: _Shape = "tree",
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]:
+    """One engine step for n sequences: appends `tokens[offsets[i]:offsets[i + 1]]` to sequence i, then drafts for it.
+
+    `offsets` has n + 1 entries; `max_nodes` (0 to `width`) and `min_probability` have n. Returns tokens, parents (both
+    int32) and path probabilities (float32), each [n, width], and the number of nodes in each row, int32 [n]; cells
+    beyond it hold token 0, parent -1 and probability 0. If an argument is invalid or a sequence closed, ValueError or
+    TypeError, and nothing is appended.
+    """
