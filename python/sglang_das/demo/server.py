@@ -1,0 +1,216 @@
+"""A real SGLang server as a context manager: started in a process group of its own, and gone when the block ends,
+however it ends.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Self
+
+import psutil
+
+from . import DemoError
+
+# What is compared, by name: the options each kind of server has beyond those all of them share.
+ARMS: dict[str, list[str]] = {
+    "plain": [],
+    "das": ["--speculative-algorithm", "DAS"],
+}
+
+START_TIMEOUT_S = 600.0
+STOP_PATIENCE_S = 10.0
+_LOG_TAIL_LINES = 40
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How SGLang runs on this machine: the options and environment all arms share."""
+
+    name: str
+    options: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def detect_engine(threads: int) -> Engine:
+    """The GPU if torch sees one, else SGLang's CPU engine with `threads` OpenMP threads."""
+    import torch
+
+    if torch.cuda.is_available():
+        # Seeds take part in sampling only in this mode; on a CPU the package's own sampler takes them always.
+        return Engine("gpu", ["--enable-deterministic-inference"])
+    # Threads that spin while they wait stall each other as soon as anything else runs on the machine.
+    waiting = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+    return Engine("cpu", ["--device", "cpu"], {"SGLANG_USE_CPU_ENGINE": "1"} | waiting)
+
+
+def server_command(arm: str, model: Path, engine: Engine, *, slots: int, max_total_tokens: int, port: int) -> list[str]:
+    """The command line of one arm's server; arms differ in `ARMS[arm]` alone."""
+    shared = {
+        "--model-path": str(model),
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--dtype": "bfloat16",
+        "--max-running-requests": str(slots),
+        "--max-total-tokens": str(max_total_tokens),
+        "--random-seed": "1",
+    }
+    pairs = [word for pair in shared.items() for word in pair]
+    # The servers take turns, and one that waits must not take a core from the one that works.
+    return [sys.executable, "-m", "sglang.launch_server", *pairs, "--sleep-on-idle", *engine.options, *ARMS[arm]]
+
+
+def free_ports(count: int) -> list[int]:
+    """Different TCP ports nobody listens on at the moment."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+class Server:
+    """A server process with its children, listening on 127.0.0.1.
+
+    Entering starts it, `wait_ready` waits until it answers, leaving ends the whole process group. Its output goes to
+    `log`.
+    """
+
+    def __init__(
+        self, name: str, command: Sequence[str], port: int, log: Path, environment: dict[str, str] | None = None
+    ):
+        self.name = name
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        self._command = list(command)
+        self._environment = os.environ | {"HF_HUB_OFFLINE": "1"} | (environment or {})
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        # An interrupt between the start and the note of it would leave a process that nobody ends.
+        with uninterrupted(), self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a group of its own: Ctrl-C reaches us alone, and we end all of it
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with uninterrupted():
+            self._stop()
+
+    def wait_ready(self, tick: Callable[[float], None] = lambda _: None, timeout_s: float = START_TIMEOUT_S) -> float:
+        """Wait until the server answers its health check; return the seconds it took. `tick` gets the seconds so far.
+
+        Raises:
+            DemoError: the server ended or did not answer in time; the message carries the end of its log.
+        """
+        start = time.monotonic()
+        while not self._healthy():
+            waited = time.monotonic() - start
+            self.require_alive()
+            if waited > timeout_s:
+                raise DemoError(f"the {self.name} server did not answer within {timeout_s:.0f} s.\n{self.log_tail()}")
+            tick(waited)
+            time.sleep(0.5)
+        return time.monotonic() - start
+
+    def require_alive(self) -> None:
+        """Raise a DemoError with the end of the log if the server process has ended."""
+        assert self._process is not None, "the server has not been started"
+        if (status := self._process.poll()) is not None:
+            raise DemoError(f"the {self.name} server ended with status {status}.\n{self.log_tail()}")
+
+    def log_tail(self) -> str:
+        """The last lines of the server's output, and where the rest is."""
+        lines = self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        return "\n".join([f"--- end of {self.log}", *lines, "---"])
+
+    def _healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=30) as response:
+                return bool(response.status == 200)
+        except OSError:  # refused, reset, timed out, or an HTTP error: not ready yet
+            return False
+
+    def _stop(self) -> None:
+        """End the process group: ask, wait, insist."""
+        if self._process is None:
+            return
+        group = self._process.pid
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group, number)
+            if self._wait_gone(group, STOP_PATIENCE_S):
+                break
+        self._process.wait()
+
+    def _wait_gone(self, group: int, patience_s: float) -> bool:
+        deadline = time.monotonic() + patience_s
+        while True:
+            if self._process is not None:
+                self._process.poll()  # collects the leader; without this it would stay a member of its group for ever
+            if not group_members(group):
+                return True
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+
+
+def group_members(group: int) -> list[int]:
+    """The live processes of a process group; those that ended and only wait to be collected are not counted."""
+    members = []
+    for process in psutil.process_iter(["status"]):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                members.append(process.pid)
+    return members
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back SIGINT, SIGTERM and SIGHUP while the block runs, and deliver the last of them afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers belong to the main thread; others are not interrupted by signals anyway
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    before = {number: signal.signal(number, lambda *call: held.append(call)) for number in _INTERRUPTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[-1][0])
+
+
+@contextlib.contextmanager
+def interrupts_as_exceptions() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, with a KeyboardInterrupt, so that clean-up happens."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
