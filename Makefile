@@ -2,8 +2,17 @@
 # The CUDA build of torch that SGLang pins runs on a CPU too; uv installs it in well under a minute.
 PYTHON ?= python3.11
 BIN := .venv/bin
+ARGS ?=
 
-.PHONY: env native demo test lint
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+
+.PHONY: help env native demo test test-rust test-python lint format
+
+help:
+	@echo 'make demo    compare rollouts without and with DAS on this machine; ARGS="--help" lists the options'
+	@echo 'make test    lint, Rust tests, Python tests; ARGS is passed to pytest'
+	@echo 'make env     make .venv with everything in it; make native rebuilds the Rust part'
+	@echo 'make lint    ruff, mypy, rustfmt, clippy; make format puts the formatting right'
 
 $(BIN)/uv:
 	$(PYTHON) -m venv .venv
@@ -18,3 +27,27 @@ env: .venv/.installed native
 
 native: .venv/.installed
 	cd $(CURDIR) && VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/maturin develop --release --uv --quiet
+
+demo: env
+	$(BIN)/das demo $(ARGS)
+
+test: env lint test-rust test-python
+
+# The bindings have no tests of their own in Rust: they are tested from Python.
+test-rust: .venv/.installed
+	cargo test --workspace --exclude das-py
+
+test-python: env
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest $(ARGS)
+
+lint: .venv/.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	cargo fmt --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+format: .venv/.installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	cargo fmt

@@ -1,6 +1,6 @@
 """`das demo` with stub servers and made-up prompts instead of SGLang, for tests.
 
-Usage: stub_demo.py FOLDER KINDS das-demo-options... KINDS are those of stub_server.py, one per arm, separated by commas.
+Usage: stub_demo.py FOLDER KINDS das-demo-options... KINDS are those of stub_server.py, one per arm, with commas.
 """
 
 import sys

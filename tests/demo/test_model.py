@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+
 from sglang_das.demo import DemoError, model
 from sglang_das.demo.tasks import make_prompts
 

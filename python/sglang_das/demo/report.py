@@ -101,7 +101,7 @@ class Comparison:
 
     @property
     def verdict(self) -> dict[str, Any]:
-        """Whether all greedy and all seeded rollouts are identical (None: none compared), and how many were compared."""
+        """Whether all greedy and all seeded rollouts are identical (None without any), and how many were compared."""
         return {
             "greedy": not any(found.epoch == GREEDY for found in self.differences) if self.compared else None,
             "seeded": not any(found.epoch != GREEDY for found in self.differences) if self.compared else None,
