@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from sglang_das.demo.client import Request, _rollout, das_counters, greedy_requests, rollout_seed, sampled_requests
 from sglang_das.demo.tasks import Prompt
 

@@ -5,7 +5,6 @@ import json
 import os
 
 import pytest
-
 from sglang_das.demo import DemoError, model
 from sglang_das.demo.tasks import make_prompts
 

@@ -4,7 +4,6 @@ import io
 
 import pytest
 from rich.console import Console
-
 from sglang_das.demo.client import Rollout
 from sglang_das.demo.report import GREEDY, Comparison, Difference, EpochRow, Screen, epoch_row, lengths, warm_ratio
 
