@@ -1,0 +1,50 @@
+//! bfloat16: the upper half of a float32.
+
+/// One bfloat16 as stored in a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct Bf16(pub u16);
+
+impl Bf16 {
+    /// The same value as float32.
+    #[inline(always)]
+    pub fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+
+    /// The nearest bfloat16, ties to even; NaN stays NaN.
+    #[inline(always)]
+    pub fn from_f32(value: f32) -> Self {
+        let bits = value.to_bits();
+        if value.is_nan() {
+            return Self((bits >> 16) as u16 | 0x0040);
+        }
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+        Self((rounded >> 16) as u16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Bf16;
+
+    #[test]
+    fn every_bf16_survives_the_round_trip() {
+        for bits in 0..=u16::MAX {
+            let value = Bf16(bits).to_f32();
+            let back = Bf16::from_f32(value);
+            assert!(
+                back.0 == bits || (value.is_nan() && back.to_f32().is_nan()),
+                "{bits:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn ties_go_to_even_and_others_to_the_nearest() {
+        assert_eq!(Bf16::from_f32(f32::from_bits(0x3f80_8000)).0, 0x3f80);
+        assert_eq!(Bf16::from_f32(f32::from_bits(0x3f81_8000)).0, 0x3f82);
+        assert_eq!(Bf16::from_f32(f32::from_bits(0x3f80_8001)).0, 0x3f81);
+        assert_eq!(Bf16::from_f32(f32::MAX).0, 0x7f80);
+    }
+}
