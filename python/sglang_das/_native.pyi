@@ -171,3 +171,114 @@ def step(
     beyond it hold token 0, parent -1 and probability 0. If an argument is invalid or a sequence closed, ValueError or
     TypeError, and nothing is appended.
     """
+
+# --- The CPU engine (rust/das-cpu) ---
+#
+# numpy has no bfloat16, so tensors come as addresses (`Tensor.data_ptr()`) and strides in elements. The caller keeps
+# them alive, of the stated shapes, and to itself during the call.
+
+_Contenders: TypeAlias = tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.float32]]
+"""Offsets [rows + 1], and for each contender: what its noise is keyed by, its token, its probability."""
+
+@final
+class AttentionPlan:
+    """What each row of a batch sees: made once per forward pass, used by every layer."""
+
+    def __new__(
+        cls,
+        req_to_token: NDArray[np.int32],
+        req_pool_indices: NDArray[np.int64],
+        prefix_lens: NDArray[np.int64],
+        row_counts: NDArray[np.int64],
+        pool_slots: int,
+        mask: NDArray[np.bool_] | None = None,
+    ) -> AttentionPlan:
+        """Request i has `row_counts[i]` rows after `prefix_lens[i]` earlier tokens; token j of it lies in pool slot
+        `req_to_token[req_pool_indices[i], j]`. Without a mask row r sees all tokens up to itself; with one it sees the
+        prefix and those rows c <= r whose entry [r, c] is set, the requests' square masks following each other.
+        ValueError if something does not fit, a slot outside the pool included."""
+
+    @property
+    def rows(self) -> int:
+        """Rows over all requests."""
+
+@final
+class Attention:
+    """Attention over a paged key-value pool for layers of one shape. A row's bits depend on that row alone."""
+
+    def __new__(
+        cls,
+        query_heads: int,
+        kv_heads: int,
+        key_dim: int,
+        value_dim: int,
+        dtype: Literal["bfloat16", "float32"],
+        threads: int,
+        isa: str | None = None,
+    ) -> Attention:
+        """`isa` is one of `cpu_isas()`, by default the first."""
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+
+    def run(
+        self,
+        plan: AttentionPlan,
+        query: int,
+        query_stride: int,
+        key: int,
+        key_stride: int,
+        value: int,
+        value_stride: int,
+        output: int,
+        output_stride: int,
+        scale: float,
+    ) -> None:
+        """softmax(scale q k) v of one layer. Queries and output are [rows, query_heads, dim] with rows `stride`
+        elements apart, keys and values [pool slots, kv_heads, dim] likewise."""
+
+def cpu_isas() -> list[str]:
+    """Instruction sets of this machine that attention has inner loops for, best first."""
+
+def race_columns(
+    probabilities: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    seeds: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    threads: int,
+) -> _Contenders:
+    """The columns of each listed row that may win its Gumbel race, one save for ties within rounding; rows, seeds and
+    positions are equally long."""
+
+def filter_columns(
+    probabilities: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    top_k: NDArray[np.int64],
+    top_p: NDArray[np.float32],
+    min_p: NDArray[np.float32],
+    by_rank: NDArray[np.bool_],
+    threads: int,
+) -> _Contenders:
+    """The tokens of each listed row that its filters leave, their noise keyed by rank (likeliest first, ties by token)
+    or by token."""
+
+def rank_columns(
+    offsets: NDArray[np.int64],
+    columns: NDArray[np.uint32],
+    log_probabilities: NDArray[np.float64],
+    seeds: NDArray[np.int64],
+    positions: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Where in `columns` the highest log-probability plus Gumbel noise of each row is, the first of equals."""
+
+def murmur_hash32(
+    seeds: NDArray[np.int64], positions: NDArray[np.int64], columns: NDArray[np.int64]
+) -> NDArray[np.uint32]:
+    """The hash [rows, columns] behind the noise, as in SGLang's kernels/ops/sampling/murmur_hash.py."""
+
+def copy_rows(
+    buffers: NDArray[np.uint64], row_bytes: NDArray[np.uint64], target: NDArray[np.int64], source: NDArray[np.int64]
+) -> None:
+    """Copies row `source[i]` to row `target[i]` in every buffer, given by address and bytes per row; all source rows of
+    a buffer are read before any is written."""
