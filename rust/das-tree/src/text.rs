@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Tokens in a chunk, and the largest depth a tree may have.
-pub(crate) const CHUNK: u32 = 64;
+pub(crate) const CHUNK: u32 = if cfg!(loom) { 4 } else { 64 };
 /// Longest sequence, markers included: its length shares a word with the active point.
 pub(crate) const MAX_SEQUENCE: usize = (1 << 24) - 1;
 /// Chunks a tree may have: positions have 31 bits.
