@@ -8,7 +8,11 @@ use crate::sync::{Arc, AtomicU32, AtomicUsize, OnceLock, Ordering};
 /// The first two segments have `1 << (BASE - 1)` elements each.
 const BASE: u32 = if cfg!(loom) { 1 } else { 5 };
 /// Enough for all 32-bit indices; a model makes do with fewer.
-const SEGMENTS: usize = if cfg!(loom) { 8 } else { 2 * (32 - BASE as usize) };
+const SEGMENTS: usize = if cfg!(loom) {
+    8
+} else {
+    2 * (32 - BASE as usize)
+};
 
 /// Counts bytes as they are allocated, for one tree and, if it belongs to a history, for that too.
 #[derive(Debug, Default)]

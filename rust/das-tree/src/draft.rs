@@ -13,6 +13,7 @@ use crate::{
     locus::{Evidence, Locus},
     node::TOP,
     own::{OCCURRENCES, OwnText},
+    sync,
     tally::Tally,
     tree::Tree,
 };
@@ -177,7 +178,7 @@ struct Scratch {
     blend: Tally<f32>,
 }
 
-thread_local! {
+sync::thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
@@ -197,7 +198,8 @@ pub(crate) fn running(
         prompt,
         counted,
     };
-    SCRATCH.with_borrow_mut(|scratch| {
+    SCRATCH.with(|scratch| {
+        let scratch = &mut *scratch.borrow_mut();
         scratch.collect_occurrences(&view, own.occurrences());
         scratch.grow(&view, start, options, draft);
     });
@@ -220,7 +222,8 @@ pub(crate) fn stateless(tree: &Tree, text: &[Token], options: &DraftOptions) -> 
     let start = tail
         .iter()
         .fold(Locus::ROOT, |at, &token| tree.advance(at, token, limit));
-    SCRATCH.with_borrow_mut(|scratch| {
+    SCRATCH.with(|scratch| {
+        let scratch = &mut *scratch.borrow_mut();
         let earlier = before
             .iter()
             .enumerate()

@@ -6,6 +6,8 @@ pub(crate) use std::sync::{
     Arc, Mutex, MutexGuard, OnceLock, Weak,
     atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
+#[cfg(not(loom))]
+pub(crate) use std::thread_local;
 
 #[cfg(loom)]
 pub(crate) use {
@@ -13,6 +15,7 @@ pub(crate) use {
         Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
+    loom::thread_local,
     modelled::OnceLock,
     // Reference counting is not what the models are about, and loom has no `Weak`.
     std::sync::{Arc, Weak},

@@ -1,5 +1,5 @@
 //! Models of what threads may do to one tree at the same time, checked by loom over all interleavings with at most
-//! [`PREEMPTIONS`] preemptions, and all stale values the memory model lets a load return. Run with
+//! [`PREEMPTIONS`] preemptions (or LOOM_MAX_PREEMPTIONS), and all stale values the memory model lets a load return:
 //!
 //! ```sh
 //! RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -p das-tree --release --test loom
@@ -11,13 +11,13 @@
 
 use std::sync::Arc;
 
-use das_tree::{Sequence, Tree};
+use das_tree::{DraftOptions, Sequence, Tree};
 
-const PREEMPTIONS: usize = 2;
+const PREEMPTIONS: usize = 3;
 
 fn model(body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(PREEMPTIONS);
+    builder.preemption_bound = builder.preemption_bound.or(Some(PREEMPTIONS));
     builder.max_branches = 100_000;
     builder.check(body);
 }
@@ -80,29 +80,35 @@ fn takeover_vs_descend() {
     });
 }
 
-/// Edges that were there are found while more are added beside the node, and two of those collide.
+/// Edges that were there are found while more are added beside the node, the first of them and two that collide.
 #[test]
 fn overflow_insert_vs_find() {
     model(|| {
         let tree = tree();
-        // The start marker and three tokens fill the root; 8 and 16 share a slot of its trie.
-        let first = sequence(&tree, &[1, 2, 3, 8]);
+        // With the start marker these fill the root.
+        let first = sequence(&tree, &[1, 2, 3]);
         let reader = {
             let tree = Arc::clone(&tree);
             loom::thread::spawn(move || {
-                assert_eq!(count(&tree, &[8]), 1);
                 assert_eq!(count(&tree, &[2, 3]), 1);
+                assert_eq!(count(&tree, &[NEVER]), 0);
+                let seen = count(&tree, &[8]);
+                assert!(seen <= 1 && seen <= count(&tree, &[8]));
             })
         };
-        first.append(&[COLLIDES_WITH_8]).unwrap();
+        first.append(&[8, COLLIDES_WITH_8]).unwrap();
         reader.join().unwrap();
-        assert_eq!((count(&tree, &[8]), count(&tree, &[COLLIDES_WITH_8])), (1, 1));
+        assert_eq!(
+            (count(&tree, &[8]), count(&tree, &[COLLIDES_WITH_8])),
+            (1, 1)
+        );
         tree.check_integrity().unwrap();
     });
 }
 
-/// The same three bits of the hash as token 8.
+/// Tokens that choose the same slot of an edge trie as token 8.
 const COLLIDES_WITH_8: u32 = 21;
+const NEVER: u32 = 16;
 
 /// Elements stay readable while their arena gets new segments.
 #[test]
@@ -124,6 +130,74 @@ fn grow_vs_read() {
     });
 }
 
+/// A reader never sees a token before it was written: a fresh slot of the text would read as token 0.
+#[test]
+fn append_vs_read_of_its_tokens() {
+    model(|| {
+        let tree = tree();
+        let first = sequence(&tree, &[1]);
+        let reader = {
+            let tree = Arc::clone(&tree);
+            loom::thread::spawn(move || {
+                assert_eq!(count(&tree, &[1, 0]) + count(&tree, &[1, 2, 0]), 0);
+                assert!(count(&tree, &[1, 2, 3]) <= count(&tree, &[1, 2]));
+            })
+        };
+        first.append(&[2, 3]).unwrap();
+        reader.join().unwrap();
+        assert_eq!(count(&tree, &[1, 2, 3]), 1);
+    });
+}
+
+/// A draft made while nodes appear under its contexts still has all that was known before: the shorter context is
+/// reached by the suffix link of a node just made, or without it.
+#[test]
+fn split_vs_draft() {
+    model(|| {
+        let tree = tree();
+        sequence(&tree, &[1, 2, 3, 4, 2, 3, 6, 2, 3]).close();
+        let second = sequence(&tree, &[1, 2]);
+        let reader = {
+            let tree = Arc::clone(&tree);
+            loom::thread::spawn(move || {
+                let draft = tree
+                    .draft(
+                        &[1, 2],
+                        &DraftOptions {
+                            max_nodes: 1,
+                            ..DraftOptions::default()
+                        },
+                    )
+                    .unwrap();
+                // With the context of length 2 alone it would be 0.2 at most.
+                assert_eq!(draft.tokens, [3]);
+                assert!(draft.probabilities[0] > 0.25, "{draft:?}");
+            })
+        };
+        second.append(&[5]).unwrap();
+        reader.join().unwrap();
+        tree.check_integrity().unwrap();
+    });
+}
+
+/// A running sequence drafts while another takes its leaf over and goes on: what the other adds may show or not.
+#[test]
+fn takeover_vs_draft() {
+    model(|| {
+        let tree = tree();
+        let behind = sequence(&tree, &[1]);
+        let ahead = sequence(&tree, &[1]);
+        let reader = loom::thread::spawn(move || {
+            let draft = behind.draft(&DraftOptions::default()).unwrap();
+            assert!(draft.is_empty() || draft.tokens == [7], "{draft:?}");
+            behind
+        });
+        ahead.append(&[7]).unwrap();
+        let behind = reader.join().unwrap();
+        assert_eq!(behind.draft(&DraftOptions::default()).unwrap().tokens, [7]);
+    });
+}
+
 /// Two threads append to two sequences: whoever indexes, all tokens are indexed when both are done.
 #[test]
 fn two_appenders() {
@@ -137,9 +211,16 @@ fn two_appenders() {
         first.append(&[2]).unwrap();
         let second = other.join().unwrap();
         tree.check_integrity().unwrap();
-        let mut lengths = [first.match_length().unwrap(), second.match_length().unwrap()];
+        let mut lengths = [
+            first.match_length().unwrap(),
+            second.match_length().unwrap(),
+        ];
         lengths.sort_unstable();
-        assert_eq!(lengths, [0, 3], "the first to come has a leaf, the other matches it");
+        assert_eq!(
+            lengths,
+            [0, 3],
+            "the first to come has a leaf, the other matches it"
+        );
     });
 }
 

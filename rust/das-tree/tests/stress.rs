@@ -1,0 +1,125 @@
+//! Several threads append to one tree while others read it: what a reader has seen stays, and when all is done the tree is
+//! what it would be had one thread done it.
+#![cfg(not(loom))]
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use das_tree::{DraftOptions, Shape, Tree};
+
+/// A small generator, so that a failure repeats.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as usize % limit
+    }
+}
+
+/// Texts that share long stretches, over a small alphabet with some rare tokens: splits, takeovers, wide nodes.
+fn texts(count: usize, length: usize, seed: u64) -> Vec<Vec<u32>> {
+    let mut random = Random(seed);
+    let common: Vec<u32> = (0..length).map(|_| random.below(5) as u32).collect();
+    let noisy = |_| {
+        let mut flip = |token: u32| match random.below(30) {
+            0 => random.below(5) as u32,
+            1 => 5 + random.below(400) as u32,
+            _ => token,
+        };
+        common.iter().map(|&token| flip(token)).collect()
+    };
+    (0..count).map(noisy).collect()
+}
+
+fn check_draft(draft: &das_tree::Draft, shape: Shape) {
+    for i in 0..draft.len() {
+        let parent = draft.parents[i];
+        assert!(parent < i as i32 && (shape == Shape::Tree || parent == i as i32 - 1));
+        assert!((0.0..=1.0).contains(&draft.probabilities[i]), "{draft:?}");
+        assert!(i == 0 || draft.probabilities[i] <= draft.probabilities[i - 1]);
+        let siblings = (0..i).filter(|&j| draft.parents[j] == parent);
+        assert!(
+            siblings
+                .into_iter()
+                .all(|j| draft.tokens[j] != draft.tokens[i])
+        );
+    }
+}
+
+fn run(round: u64) {
+    let (writers, per_writer, length, max_depth) = (3, 3, 1500, [4, 16, 64][round as usize % 3]);
+    let texts = texts(writers * per_writer, length, 1 + round);
+    let tree = Tree::new(max_depth).unwrap();
+    let running = AtomicUsize::new(writers);
+    std::thread::scope(|scope| {
+        for writer in 0..writers {
+            let (tree, texts, running) = (&tree, &texts, &running);
+            scope.spawn(move || {
+                let mut random = Random(99 + round + writer as u64);
+                let mine: Vec<_> = (0..per_writer)
+                    .map(|i| (writer * per_writer + i, tree.sequence(&[1, 2]).unwrap()))
+                    .collect();
+                let mut done = 0;
+                while done < length {
+                    let more = (1 + random.below(5)).min(length - done);
+                    for (id, sequence) in &mine {
+                        sequence.append(&texts[*id][done..done + more]).unwrap();
+                        let shape = [Shape::Tree, Shape::Chain][random.below(2)];
+                        let options = DraftOptions {
+                            max_nodes: 12,
+                            shape,
+                            ..DraftOptions::default()
+                        };
+                        check_draft(&sequence.draft(&options).unwrap(), shape);
+                    }
+                    done += more;
+                }
+                mine.iter().for_each(|(_, sequence)| sequence.close());
+                running.fetch_sub(1, Ordering::Release);
+            });
+        }
+        for reader in 0..2 {
+            let (tree, texts, running) = (&tree, &texts, &running);
+            scope.spawn(move || {
+                let mut random = Random(7 + round + reader);
+                let mut seen: HashMap<&[u32], u32> = HashMap::new();
+                while running.load(Ordering::Acquire) > 0 {
+                    let text = &texts[random.below(texts.len())];
+                    let window = 1 + random.below(max_depth);
+                    let start = random.below(text.len() - window);
+                    let string = &text[start..start + window];
+                    let count = tree.count(string).unwrap();
+                    let before = seen.insert(string, count).unwrap_or(0);
+                    assert!(
+                        count >= before,
+                        "{string:?}: {before} occurrences, now {count}"
+                    );
+                    let draft = tree.draft(string, &DraftOptions::default()).unwrap();
+                    check_draft(&draft, Shape::Tree);
+                }
+            });
+        }
+    });
+    tree.check_integrity().unwrap();
+    let windows = BTreeSet::from([1, 2, 3, max_depth.min(8), max_depth]);
+    let mut counts: HashMap<&[u32], u32> = HashMap::new();
+    for string in texts
+        .iter()
+        .flat_map(|text| windows.iter().flat_map(|&window| text.windows(window)))
+    {
+        *counts.entry(string).or_default() += 1;
+    }
+    for (string, count) in counts {
+        assert_eq!(tree.count(string).unwrap(), count, "{string:?}");
+    }
+}
+
+#[test]
+fn many_writers_and_readers() {
+    (0..12).for_each(run);
+}
