@@ -1,0 +1,1 @@
+"""Tests of the suffix tree, its drafts and its history, through the Python classes."""

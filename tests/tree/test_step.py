@@ -1,0 +1,61 @@
+"""`step` does what separate calls do, and the same every time."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sglang_das import RolloutHistory, Sequence, SuffixTree, step
+
+
+def batch(accepted: list[list[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    return np.array([token for tokens in accepted for token in tokens], np.int32), np.cumsum([0, *map(len, accepted)])
+
+
+rounds = st.lists(st.lists(st.lists(st.integers(0, 3), max_size=4), min_size=3, max_size=3), min_size=1, max_size=12)
+
+
+@given(rounds, st.sampled_from(["tree", "chain"]))
+@settings(deadline=None)
+def test_step_equals_separate_calls(rounds: list[list[list[int]]], shape: str) -> None:
+    def requests(tree: SuffixTree) -> list[Sequence]:
+        return [tree.sequence(context=[i, 1, 2]) for i in range(3)]
+
+    together, apart = requests(SuffixTree()), requests(SuffixTree())
+    max_nodes, floors = np.array([0, 3, 8], np.int32), np.array([0, 0.02, 0.1], np.float32)
+    for accepted in rounds:
+        tokens, offsets = batch(accepted)
+        drafted = step(together, tokens, offsets, max_nodes, floors, 8, shape)
+        for i, sequence in enumerate(apart):
+            sequence.append(accepted[i])
+            draft = sequence.draft(int(max_nodes[i]), float(floors[i]), shape)
+            size = int(drafted[3][i])
+            assert size == len(draft)
+            for cells, values, unused in zip(
+                drafted, (draft.tokens, draft.parents, draft.probabilities), (0, -1, 0), strict=False
+            ):
+                np.testing.assert_array_equal(cells[i, :size], values)
+                assert (cells[i, size:] == unused).all()
+
+
+def test_types_and_shapes() -> None:
+    history = RolloutHistory()
+    sequences = [history.rollout(problem, context=[1, 2, 1]) for problem in (4, 4, 5)]
+    tokens, parents, probabilities, sizes = step(sequences, [1, 2, 1], [0, 1, 2, 3], [6, 6, 6], [0, 0, 0], 6)
+    assert (tokens.dtype, parents.dtype, probabilities.dtype, sizes.dtype) == (np.int32, np.int32, np.float32, np.int32)
+    assert tokens.shape == parents.shape == probabilities.shape == (3, 6)
+    assert sizes.tolist() == [len(sequence.draft(6)) for sequence in sequences]
+
+
+def test_the_same_calls_give_the_same_drafts() -> None:
+    def run() -> list[bytes]:
+        random = np.random.default_rng(3)
+        tree = SuffixTree()
+        sequences = [tree.sequence(context=random.integers(0, 50, 20)) for _ in range(8)]
+        drafts = []
+        for _ in range(60):
+            tokens = random.integers(0, 6, 16).astype(np.int32)
+            arrays = step(sequences, tokens, np.arange(9) * 2, np.full(8, 12), np.zeros(8), 12)
+            drafts.append(b"".join(array.tobytes() for array in arrays))
+        return drafts
+
+    assert run() == run()
