@@ -1,0 +1,276 @@
+"""What to draft: the history, the live rollouts and the policy, put together once per step.
+
+Knows the engine only through a few attributes of its requests (`Req`, `sglang/srt/managers/schedule_batch.py`); torch
+is not needed. Everything here may fail without harm: the worker catches the error, turns drafting off and decodes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_das import RolloutHistory, Sequence, step
+from sglang_das.engine.config import DasConfig
+from sglang_das.engine.drafts import Drafts
+from sglang_das.engine.metrics import Counters
+from sglang_das.engine.problems import Problem, Problems, Suspended
+from sglang_das.policy import Policy, PolicyConfig
+
+# A rollout cut off under one policy version is usually resubmitted under the next one; after that it is given up.
+_VERSIONS_SUSPENDED = 2
+# Steps between two looks for rollouts that ended without a word (aborted while queued, finished at prefill).
+_SWEEP_INTERVAL = 64
+
+
+@dataclass(eq=False, slots=True)
+class Rollout:
+    """A running request and its places in history and policy."""
+
+    request: Any
+    problem: Problem[Sequence]
+    sequence: Sequence
+    row: int
+    """Its row in the policy's arrays."""
+    continued: NDArray[np.int64]
+    """Output tokens of earlier, interrupted requests that it goes on from."""
+    drafts: bool
+    """Whether it may be drafted for; every rollout is learnt from."""
+    learned: int = 0
+    """Output tokens of this request that are in the sequence."""
+    steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+class Drafter:
+    """History, live rollouts and policy of one scheduler."""
+
+    def __init__(self, config: DasConfig, max_width: int, counters: Counters) -> None:
+        """Start with no history.
+
+        Args:
+            config: the server's settings.
+            max_width: largest verify width the engine has room for.
+            counters: where drafts and rollouts are counted.
+        """
+        self.config = config
+        self.history = RolloutHistory(window=config.window, max_bytes=config.history_bytes, max_depth=config.max_depth)
+        self.policy = Policy(PolicyConfig(arm=config.arm, max_width=max_width))
+        self._max_nodes = max_width - 1
+        self._counters = counters
+        self._problems: Problems[Sequence] = Problems()
+        self._live: dict[str, Rollout] = {}
+        self._version = 0
+        self._finished_since_version = False
+        self._steps = 0
+
+    def propose(self, requests: list[Any]) -> tuple[Drafts, list[Rollout | None]]:
+        """Learn what the requests emitted since the last step, and draft for this one.
+
+        Args:
+            requests: the batch's requests, in its order.
+
+        Returns:
+            Drafts of the chosen width for all requests, and the requests' rollouts (None where there is none).
+        """
+        self._sweep(requests)
+        rollouts = [self._rollout(request) for request in requests]
+        places = np.array([i for i, rollout in enumerate(rollouts) if rollout is not None], np.int64)
+        live = [rollout for rollout in rollouts if rollout is not None]
+        if not live:
+            return Drafts.none(len(requests)), rollouts
+        rows = np.array([rollout.row for rollout in live], np.int64)
+        generated = np.array([len(rollout.continued) + len(rollout.request.output_ids) for rollout in live], np.int32)
+        plan = self.policy.plan(rows, generated)
+        max_nodes = np.minimum(plan.max_drafts, _room(live)).clip(0, self._max_nodes).astype(np.int32)
+        tokens, offsets = _unlearned(live)
+        columns = max(int(max_nodes.max()), 1)
+        drafted = Drafts(
+            *step(
+                [rollout.sequence for rollout in live],
+                tokens,
+                offsets,
+                max_nodes=max_nodes,
+                min_probability=plan.floor,
+                width=columns,
+                shape=self.config.shape,
+            )
+        )
+        choice = self.policy.width(drafted.probabilities, drafted.sizes, plan)
+        return _spread(drafted.cut(choice.width, choice.drafts), places, len(requests)), rollouts
+
+    def observe(self, drafts: Drafts, rollouts: list[Rollout | None], accept_lens: NDArray[np.int32]) -> None:
+        """Tell the policy what became of the drafts of a step, and count it."""
+        self.policy.observe_drafts(drafts.probabilities, drafts.sizes, accept_lens)
+        self._counters.drafted += int(drafts.sizes.sum())
+        self._counters.accepted += int(accept_lens.sum()) - len(accept_lens)
+        for rollout, size, length in zip(rollouts, drafts.sizes.tolist(), accept_lens.tolist(), strict=True):
+            if rollout is not None:
+                rollout.steps += 1
+                rollout.drafted += size
+                rollout.accepted += length - 1
+
+    def finish(self, rid: str) -> None:
+        """A request has ended: learn its last tokens, and close or suspend its rollout."""
+        rollout = self._live.pop(rid, None)
+        if rollout is not None:
+            self._end(rollout)
+
+    def new_policy_version(self) -> None:
+        """The weights may have changed.
+
+        Counts once for the several signals of one update: a version that finished nothing is none.
+        """
+        if not self._finished_since_version:
+            return
+        self._finished_since_version = False
+        self._version += 1
+        self.history.advance()
+        for sequence in self._problems.expire(self._version - _VERSIONS_SUSPENDED + 1):
+            sequence.close()
+        self._problems.forget(key for key in self._problems.known_keys() if key not in self.history)
+
+    def describe(self) -> dict[str, Any]:
+        """State as plain values, for server info."""
+        return {
+            "problems": len(self._problems),
+            "live_rollouts": len(self._live),
+            "policy_version": self._version,
+            "history": self.history.stats(),
+            "policy": self.policy.describe(),
+        }
+
+    def _rollout(self, request: Any) -> Rollout | None:
+        known = self._live.get(request.rid)
+        if known is not None and known.request is request:
+            return known
+        if known is not None:  # a request id used again
+            self.finish(request.rid)
+        if not _is_rollout(request, self.config.min_prompt_tokens):
+            return None
+        rollout = self._open(request)
+        self._live[request.rid] = rollout
+        self._counters.rollouts += 1
+        return rollout
+
+    def _open(self, request: Any) -> Rollout:
+        input_ids = np.array(request.origin_input_ids_unpadded, np.int64)
+        wishes = _wishes(request)
+        name = wishes.get("problem")
+        admission = self._problems.admit(input_ids, None if name is None else str(name))
+        problem = admission.problem
+        if admission.resumes is not None:
+            problem.suspended.remove(admission.resumes)
+            sequence = admission.resumes.sequence
+        else:
+            sequence = self.history.rollout(problem.key, input_ids[: len(input_ids) - len(admission.continued)])
+            sequence.append(admission.continued)
+        continued = len(admission.continued)
+        row = self.policy.open(problem.key, continued + request.sampling_params.max_new_tokens, continued)
+        drafts = bool(wishes.get("draft", True)) and reason_not_to_draft(request) is None
+        return Rollout(request, problem, sequence, row, admission.continued.copy(), drafts)
+
+    def _end(self, rollout: Rollout) -> None:
+        request = rollout.request
+        output = np.array(request.output_ids_through_stop, np.int64)
+        rollout.sequence.append(output[rollout.learned :])
+        outcome = type(request.finished_reason).__name__
+        natural = outcome not in ("FINISH_ABORT", "FINISH_LENGTH", "NoneType")
+        emitted = np.concatenate([rollout.continued, output])
+        self.policy.close(rollout.row, len(emitted), finished=natural or outcome == "FINISH_LENGTH")
+        self._finished_since_version = True
+        request.customized_info = {**(request.customized_info or {}), "das": [_figures(rollout, self.policy)]}
+        if natural:
+            rollout.sequence.close()
+            return
+        rollout.problem.suspended.append(Suspended(emitted, rollout.sequence, self._version))
+
+    def _sweep(self, requests: list[Any]) -> None:
+        """End rollouts whose request finished without being announced."""
+        self._steps += 1
+        if self._steps % _SWEEP_INTERVAL:
+            return
+        running = {request.rid for request in requests}
+        for rid in [rid for rid, rollout in self._live.items() if rid not in running and rollout.request.finished()]:
+            self.finish(rid)
+
+
+def reason_not_to_draft(request: Any) -> str | None:
+    """Why a request is decoded without drafts, or None.
+
+    Its sampling at a drafted node depends on more than the logits there, and is not reproduced along a draft.
+    """
+    sampling = request.sampling_params
+    if request.grammar is not None:
+        return "grammar"
+    if getattr(request, "custom_logit_processor", None):
+        return "custom logit processor"
+    if sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1.0:
+        return "penalties"
+    if sampling.min_new_tokens:
+        return "min_new_tokens"
+    return None
+
+
+def _is_rollout(request: Any, min_prompt_tokens: int) -> bool:
+    """Whether a request is somebody's: not a health check, a warm-up or a scoring call."""
+    return (
+        len(request.origin_input_ids_unpadded) >= min_prompt_tokens
+        and request.sampling_params.max_new_tokens > 1
+        and not request.rid.startswith("HEALTH_CHECK")
+        and request.multimodal_inputs is None
+    )
+
+
+def _figures(rollout: Rollout, policy: Policy) -> dict[str, Any]:
+    """What DAS did for a request, for its `meta_info["das"]`."""
+    return {
+        "proposed": rollout.drafted,
+        "accepted": rollout.accepted,
+        "verify_steps": rollout.steps,
+        "drafts": rollout.drafts,
+    }
+
+
+def _wishes(request: Any) -> dict[str, Any]:
+    """What the client asked of DAS: `custom_params["das"]`."""
+    wishes = (request.sampling_params.custom_params or {}).get("das")
+    return wishes if isinstance(wishes, dict) else {}
+
+
+def _room(rollouts: list[Rollout]) -> NDArray[np.int64]:
+    """Drafts each request has room for: one of its remaining tokens is the sample after the drafts.
+
+    0 where it must not be drafted for.
+    """
+    return np.array(
+        [r.drafts * (r.request.sampling_params.max_new_tokens - len(r.request.output_ids) - 1) for r in rollouts],
+        np.int64,
+    )
+
+
+def _unlearned(rollouts: list[Rollout]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens emitted since they were last learnt, one request after the other, and their offsets `[n + 1]`."""
+    parts = [rollout.request.output_ids[rollout.learned :] for rollout in rollouts]
+    for rollout, part in zip(rollouts, parts, strict=True):
+        rollout.learned += len(part)
+    offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+    return np.concatenate([np.frombuffer(part, np.int64) if part else np.empty(0, np.int64) for part in parts]), offsets
+
+
+def _spread(drafts: Drafts, places: NDArray[np.int64], n: int) -> Drafts:
+    """Drafts of the requests at `places` as drafts of all n."""
+    if len(places) == n:
+        return drafts
+
+    def widen(values: NDArray[Any], fill: int) -> NDArray[Any]:
+        wide = np.full((n, *values.shape[1:]), fill, values.dtype)
+        wide[places] = values
+        return wide
+
+    return Drafts(
+        widen(drafts.tokens, 0), widen(drafts.parents, -1), widen(drafts.probabilities, 0), widen(drafts.sizes, 0)
+    )

@@ -1,0 +1,160 @@
+"""Verification by sample and match.
+
+At every drafted node the next token is sampled *as plain decoding would have sampled it there*: the same logit
+transforms, the same sampler, the noise of the same position. A draft is kept exactly as far as it equals those samples.
+So what is emitted is the target's own sample at every position, whatever was drafted: the draft decides only how many
+of them one forward yields. This is why a drafter may even look at the sampler's noise, which under a ratio test
+(rejection sampling) would bias the output.
+
+Host side of a step is numpy over `[requests, width]`; node 0 is the root, the request's last emitted token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sglang.srt.constrained.base_grammar_backend import GrammarMask
+from sglang.srt.sampling.sampling_batch_info import ProcessorEntry, SamplingBatchInfo
+from sglang.srt.speculative.ngram_info import NgramVerifyInput
+
+from sglang_das.engine.drafts import DraftTree
+
+
+class DasVerifyInput(NgramVerifyInput):  # type: ignore[misc]
+    """NGRAM's verify input, without a mask where the drafts are chains (`sglang/srt/speculative/ngram_info.py`).
+
+    A chain is plain causal attention over the new rows, which every attention backend does without a mask.
+    """
+
+    @property
+    def tree_topk(self) -> int:
+        """1 for chains (backends then skip the mask), -1 for irregular trees."""
+        return 1 if self.custom_mask is None else -1
+
+    def generate_attn_arg_prefill(self, **arguments: Any) -> Any:
+        """FlashInfer's arguments; the base class dereferences a mask that chains do not have."""
+        if self.custom_mask is not None:
+            return super().generate_attn_arg_prefill(**arguments)
+        self.custom_mask = torch.empty(0, dtype=torch.bool, device=self.device)
+        try:
+            kv_indices, cum_kv_seq_len, qo_indptr, _ = super().generate_attn_arg_prefill(**arguments)
+        finally:
+            self.custom_mask = None
+        return kv_indices, cum_kv_seq_len, qo_indptr, None
+
+
+def verify_input(tree: DraftTree, roots: NDArray[np.int64], seq_lens: torch.Tensor) -> DasVerifyInput:
+    """The engine's verify input of one step.
+
+    Args:
+        tree: the step's draft tree, `[n, width]`.
+        roots: each request's last emitted token, `[n]`.
+        seq_lens: each request's committed length on the device, `[n]`.
+    """
+    device = seq_lens.device
+    n, width = tree.depth.shape
+    tokens = np.empty((n, width), np.int64)
+    tokens[:, 0] = roots
+    tokens[:, 1:] = tree.drafts.tokens
+    depth = torch.from_numpy(tree.depth).to(device, non_blocking=True)
+    links = torch.from_numpy(np.stack([tree.first_child, tree.next_sibling])).to(device, non_blocking=True)
+    return DasVerifyInput(
+        draft_token=torch.from_numpy(tokens.ravel()).to(device, non_blocking=True),
+        custom_mask=None if tree.is_chain else torch.from_numpy(tree.ancestors().ravel()).to(device, non_blocking=True),
+        positions=(seq_lens[:, None] + depth).ravel(),
+        retrieve_index=torch.arange(n * width, device=device).view(n, width),
+        retrieve_next_token=links[0],
+        retrieve_next_sibling=links[1],
+        draft_token_num=width,
+        new_seq_lens=seq_lens,
+    )
+
+
+def sample_nodes(
+    batch: Any, sampler: Any, logits_output: Any, positions: torch.Tensor, tree: DraftTree
+) -> NDArray[np.int64]:
+    """Sample the next token at every drafted node and root as plain decoding would.
+
+    Args:
+        batch: the engine's `ScheduleBatch` in its verify forward.
+        sampler: the model runner's sampler, the one plain decoding uses.
+        logits_output: the verify forward's output; `next_token_logits` is raw float32 `[n * width, vocabulary]`.
+            Where the batch returns log-probabilities, the transformed logits of the sampled rows are written back.
+        positions: position of every row, `[n * width]` (`sampler.forward` keys the noise by it).
+        tree: the step's draft tree.
+
+    Returns:
+        The sampled tokens, `[n, width]`; -1 at unused nodes.
+    """
+    used = tree.used()
+    rows = np.flatnonzero(used)
+    n, width = used.shape
+    logits = logits_output.next_token_logits
+    device = logits.device
+    sampling_info = batch.sampling_info
+    sampling_info.update_regex_vocab_mask()
+    sampling_info.update_penalties()
+    owners = torch.from_numpy(rows // width).to(device)
+    info = sampling_info_of_rows(sampling_info, owners)
+    row_index = torch.from_numpy(rows).to(device)
+    # Log-probabilities are computed from the whole array afterwards, so the sampler, which works in place, gets a copy.
+    everything = len(rows) == n * width and not batch.return_logprob
+    row_logits = logits if everything else logits[row_index]
+    info.apply_logits_bias(row_logits)
+    if batch.return_logprob:
+        logits[row_index] = row_logits
+    # As plain decoding leaves it: masks and penalties belong to one step.
+    sampling_info.grammar_mask = None
+    sampling_info.acc_additive_penalties = sampling_info.acc_scaling_penalties = None
+    sampled = sampler(
+        dataclasses.replace(logits_output, next_token_logits=row_logits),
+        info,
+        False,
+        [0] * len(rows),
+        [None] * len(rows),
+        positions[row_index],
+    )
+    tokens = np.full(n * width, -1, np.int64)
+    tokens[rows] = sampled.cpu().numpy()
+    return tokens.reshape(n, width)
+
+
+# Fields of SamplingBatchInfo with one row a request that take part in sampling.
+_PER_REQUEST = (
+    "temperatures",
+    "top_ps",
+    "top_ks",
+    "min_ps",
+    "sampling_seed",
+    "logit_bias",
+    "acc_additive_penalties",
+    "acc_scaling_penalties",
+)
+
+
+def sampling_info_of_rows(info: SamplingBatchInfo, owners: torch.Tensor) -> SamplingBatchInfo:
+    """The sampling parameters of single rows: row r samples as request `owners[r]` does.
+
+    The inverse of the engine's `filter_batch`: rows repeat requests instead of dropping them.
+    """
+    picked = {name: value[owners] for name in _PER_REQUEST if (value := getattr(info, name)) is not None}
+    owner_list: list[int] = owners.tolist()
+    rows = dataclasses.replace(info, penalizer_orchestrator=None, grammars=None, **picked)
+    if info.grammar_mask is not None:
+        rows.grammar_mask = GrammarMask(info.grammar_mask.grammar, info.grammar_mask.vocab_mask[owners])
+    if info.has_custom_logit_processor:
+        rows.custom_params = [info.custom_params[owner] for owner in owner_list]
+        rows.custom_logit_processor = {
+            key: _processor_rows(entry, owner_list, owners.device) for key, entry in info.custom_logit_processor.items()
+        }
+    return rows
+
+
+def _processor_rows(entry: ProcessorEntry, owners: list[int], device: torch.device) -> ProcessorEntry:
+    members = set(entry.rows)
+    rows = [row for row, owner in enumerate(owners) if owner in members]
+    return ProcessorEntry(processor=entry.processor, rows=rows, indices=torch.tensor(rows, device=device))

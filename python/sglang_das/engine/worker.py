@@ -1,0 +1,300 @@
+"""The speculative worker: one decode step of a batch, from drafts to emitted tokens (`BaseSpecWorker`,
+`sglang/srt/speculative`).
+
+A step: learn what was emitted, draft, run the target over root and drafts of every request, sample every node as plain
+decoding would, keep the path that agrees. The verify width may change every step; the relay between steps always has
+the maximum width.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from sglang.kernels.ops.speculative.cache_locs import assign_extend_cache_locs_func
+from sglang.srt.layers.logprob_processor import compute_spec_logprobs
+from sglang.srt.managers.scheduler import GenerationBatchResult
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.runtime_context import get_device, get_spec
+from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
+from sglang.srt.speculative.spec_utils import (
+    commit_mamba_states_after_verify,
+    move_accept_tokens_to_target_kvcache,
+    prepare_mamba_track_for_verify,
+    record_stream_for_v2_verify,
+)
+
+from sglang_das.engine import control
+from sglang_das.engine.config import DasConfig
+from sglang_das.engine.drafting import Drafter, Rollout
+from sglang_das.engine.drafts import Drafts, DraftTree
+from sglang_das.engine.matching import match
+from sglang_das.engine.metrics import Counters, PeriodicLog
+from sglang_das.engine.ranks import Ranks
+from sglang_das.engine.verify import DasVerifyInput, sample_nodes, verify_input
+
+logger = logging.getLogger("sglang_das")
+T = TypeVar("T")
+
+
+class DasWorker(BaseSpecWorker):  # type: ignore[misc]
+    """Drives the target worker; there is no draft model."""
+
+    def __init__(self, server_args: Any, gpu_id: int, nccl_port: int, target_worker: Any) -> None:
+        """Called by the scheduler before the memory pools exist."""
+        del gpu_id, nccl_port
+        super().__init__()
+        self.server_args = server_args
+        self._target_worker = target_worker
+        self.model_runner = target_worker.model_runner
+        self.device = get_device().device
+        self.max_width: int = get_spec().speculative_num_draft_tokens
+        # Read by the engine's metrics.
+        self.speculative_num_draft_tokens = self.max_width
+        self.speculative_num_steps = get_spec().speculative_num_steps
+        self.topk = 1
+        self.adaptive_controller = None
+
+        self.config = DasConfig.load()
+        self.counters = Counters()
+        self.drafter = Drafter(self.config, self.max_width, self.counters)
+        self._ranks = Ranks.of_engine()
+        self._log = PeriodicLog(self.config.log_interval_s)
+        self._step_clock = _StepClock()
+        self.off_reason: str | None = None if self.config.enabled else "switched off by configuration"
+        control.attach(self)
+        logger.info("DAS is %s; width up to %d, settings %s", self.state, self.max_width, self.config.describe())
+
+    @property
+    def draft_worker(self) -> None:
+        """There is no draft model."""
+        return None
+
+    @property
+    def state(self) -> str:
+        """`on`, or `off` and why."""
+        return "on" if self.off_reason is None else f"off ({self.off_reason})"
+
+    def set_enabled(self, enabled: bool) -> None:
+        """Switch drafting at run time; a switch-on after an error tries again."""
+        self.off_reason = None if enabled else "switched off at run time"
+        logger.info("DAS is %s", self.state)
+
+    def describe(self) -> dict[str, Any]:
+        """Counters and state as plain values, for `/server_info`."""
+        state = self._guarded("reporting", self.drafter.describe) or {}
+        return {"state": self.state, **self.counters.describe(), "settings": self.config.describe(), **state}
+
+    # Signals from the scheduler
+
+    def clear_cache_pool(self) -> None:
+        """The engine's caches are flushed. History stays: a flush only marks that the weights may change."""
+        self.on_policy_version()
+
+    def on_policy_version(self) -> None:
+        """The weights were, or may have been, updated."""
+        self._guarded("learning", self.drafter.new_policy_version)
+
+    def note_request_finished(self, *, rid: str, natural_stop: bool) -> None:
+        """A request ended in a decode result."""
+        del natural_stop
+        self._guarded("learning", lambda: self.drafter.finish(rid))
+
+    # A step
+
+    def forward_batch_generation(
+        self, batch: Any, on_publish: Callable[[torch.Tensor], None] | None = None, pp_proxy_tensors: Any = None
+    ) -> GenerationBatchResult:
+        """Run one step: prefill as the engine does, decoding by drafting and verification."""
+        stream = torch.get_device_module(self.device).current_stream()
+        record_stream_for_v2_verify(batch, None, stream)
+        if batch.forward_mode.is_decode():
+            result = self._decode(batch, pp_proxy_tensors)
+        else:
+            self._step_clock.interrupt()
+            result = self._prefill(batch, pp_proxy_tensors)
+        if on_publish is not None:
+            on_publish(result.new_seq_lens)
+        return result
+
+    def _prefill(self, batch: Any, pp_proxy_tensors: Any) -> GenerationBatchResult:
+        result = self.target_worker.forward_batch_generation(batch, pp_proxy_tensors=pp_proxy_tensors)
+        n = len(batch.reqs)
+        emitted = torch.zeros(n, 1, dtype=torch.int32, device=self.device)
+        emitted[:, 0] = result.next_token_ids
+        return self._result(
+            batch,
+            result,
+            next_token_ids=result.next_token_ids,
+            emitted=emitted,
+            accept_lens=torch.ones(n, dtype=torch.int32, device=self.device),
+            new_seq_lens=batch.seq_lens.clone(),
+            width=self.max_width,
+        )
+
+    def _decode(self, batch: Any, pp_proxy_tensors: Any) -> GenerationBatchResult:
+        drafts, rollouts = self._draft(batch.reqs)
+        tree = DraftTree(drafts)
+        self._start_verify(batch, tree)
+        result = self.target_worker.forward_batch_generation(batch, pp_proxy_tensors=pp_proxy_tensors, is_verify=True)
+        positions = batch.spec_info.positions
+        sampled = self._ranks.agree(
+            sample_nodes(batch, self.model_runner.sampler, result.logits_output, positions, tree)
+        )
+        matched = match(tree, sampled)
+        self._observe(drafts, rollouts, matched.accept_lens)
+
+        predict = torch.from_numpy(sampled.ravel().astype(np.int32)).to(self.device)
+        accept_index = torch.from_numpy(matched.flat_path()).to(self.device)
+        accept_lens = torch.from_numpy(matched.accept_lens).to(self.device)
+        commit_mamba_states_after_verify(self.target_worker, batch, accept_lens, accept_index, drafts.width)
+        if matched.moves():
+            move_accept_tokens_to_target_kvcache(batch, accept_index, accept_lens - 1, self.token_to_kv_pool_allocator)
+        if batch.return_logprob:
+            compute_spec_logprobs(batch, result.logits_output, predict, accept_index=accept_index)
+        batch.forward_mode = ForwardMode.DECODE
+        emitted = predict[accept_index.long()]  # -1 wraps to some token beyond accept_lens, which nobody reads
+        return self._result(
+            batch,
+            result,
+            next_token_ids=emitted.flatten(),
+            emitted=emitted,
+            accept_lens=accept_lens,
+            new_seq_lens=batch.seq_lens + accept_lens,
+            width=drafts.width,
+            cap_lens=torch.from_numpy(drafts.sizes + 1),
+        )
+
+    def _start_verify(self, batch: Any, tree: DraftTree) -> None:
+        """Turn the decode batch into the verify batch of this step (as `ngram_worker.py` does)."""
+        n, width = tree.depth.shape
+        roots = np.fromiter((request.output_ids[-1] for request in batch.reqs), np.int64, n)
+        batch.spec_info = verify_input(tree, roots, batch.seq_lens)
+        batch.forward_mode = ForwardMode.TARGET_VERIFY
+        batch.input_ids = batch.spec_info.draft_token
+        batch.out_cache_loc = assign_extend_cache_locs_func(
+            req_pool_indices=batch.req_pool_indices,
+            req_to_token=batch.req_to_token_pool.req_to_token,
+            start_offset=batch.seq_lens,
+            end_offset=batch.seq_lens + width,
+            batch_size=n,
+            draft_token_num=width,
+            device=self.device,
+        )
+        prepare_mamba_track_for_verify(batch)
+
+    def _result(
+        self,
+        batch: Any,
+        result: GenerationBatchResult,
+        *,
+        next_token_ids: torch.Tensor,
+        emitted: torch.Tensor,
+        accept_lens: torch.Tensor,
+        new_seq_lens: torch.Tensor,
+        width: int,
+        cap_lens: torch.Tensor | None = None,
+    ) -> GenerationBatchResult:
+        """The engine's result.
+
+        The relay to the next step always has the maximum width (`overlap_utils.py` fixes it once).
+        """
+        relayed = torch.zeros(len(batch.reqs), self.max_width, dtype=torch.int32, device=self.device)
+        relayed[:, : emitted.shape[1]] = emitted
+        return GenerationBatchResult(
+            logits_output=result.logits_output,
+            can_run_cuda_graph=result.can_run_cuda_graph,
+            next_token_ids=next_token_ids,
+            accept_lens=accept_lens,
+            new_seq_lens=new_seq_lens,
+            next_draft_input=DasVerifyInput(
+                draft_token_num=self.max_width,
+                new_seq_lens=new_seq_lens,
+                accept_tokens=relayed.flatten(),
+                accept_lens=accept_lens,
+            ),
+            speculative_num_draft_tokens=width,
+            cap_lens=cap_lens,
+        )
+
+    # Drafting, which may fail
+
+    def _draft(self, requests: list[Any]) -> tuple[Drafts, list[Rollout | None]]:
+        nothing: list[Rollout | None] = [None] * len(requests)
+        with self._cpu_time():
+            self._observe_step_time(requests)
+            proposed = self._guarded("drafting", lambda: self.drafter.propose(requests))
+        drafts, rollouts = proposed if proposed is not None else (Drafts.none(len(requests)), nothing)
+        drafts = self._ranks.agree_on_drafts(drafts)
+        self._step_clock.start(len(requests), drafts)
+        return drafts, rollouts
+
+    def _observe(self, drafts: Drafts, rollouts: list[Rollout | None], accept_lens: np.ndarray) -> None:
+        self.counters.verify_steps += 1
+        self.counters.request_steps += len(accept_lens)
+        self.counters.rows += len(accept_lens) * drafts.width
+        self._step_clock.accepted(int(accept_lens.sum()) - len(accept_lens))
+        with self._cpu_time():
+            self._guarded("policy", lambda: self.drafter.observe(drafts, rollouts, accept_lens))
+        self._log.maybe(self.counters, self.state)
+
+    def _observe_step_time(self, requests: list[Any]) -> None:
+        step = self._step_clock.elapsed(len(requests))
+        if step is not None:
+            self._guarded("policy", lambda: self.drafter.policy.observe_step(**step))
+
+    def _guarded(self, what: str, action: Callable[[], T]) -> T | None:
+        """Run an action of the drafter; its first error turns drafting off, and decoding goes on."""
+        if self.off_reason is not None:
+            return None
+        try:
+            return action()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a native panic arrives as a BaseException
+            self.counters.failures += 1
+            self.off_reason = f"error in {what}: {type(error).__name__}: {error}"
+            logger.exception("DAS is off after an error in %s; decoding goes on without drafts", what)
+            return None
+
+    @contextmanager
+    def _cpu_time(self) -> Iterator[None]:
+        started = time.thread_time()
+        try:
+            yield
+        finally:
+            self.counters.draft_cpu_s += time.thread_time() - started
+
+
+class _StepClock:
+    """Times whole steps: from one draft to the next, where nothing else ran in between."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+        self._step: dict[str, Any] = {}
+
+    def start(self, requests: int, drafts: Drafts) -> None:
+        self._step = {"requests": requests, "width": drafts.width, "drafted": int(drafts.sizes.sum())}
+
+    def accepted(self, drafts: int) -> None:
+        self._step["accepted"] = drafts
+
+    def interrupt(self) -> None:
+        """A prefill or an idle time makes the next interval longer than a step."""
+        self._started = None
+
+    def elapsed(self, requests: int) -> dict[str, Any] | None:
+        """The finished step as arguments of `Policy.observe_step`, if its time says something.
+
+        Starts the next interval.
+        """
+        now = time.perf_counter()
+        started, self._started = self._started, now
+        if started is None or "accepted" not in self._step or requests != self._step["requests"]:
+            return None
+        return {**self._step, "seconds": now - started}

@@ -1,0 +1,128 @@
+"""Draft trees and the walk over them, against a walk written out for one request."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sglang_das.engine.drafts import Drafts, DraftTree
+from sglang_das.engine.matching import match
+
+VOCABULARY = 4
+
+
+@st.composite
+def forests(draw):
+    """Drafts of a few requests: every node hangs under an earlier one, siblings are distinct."""
+    n, columns = draw(st.integers(1, 4)), draw(st.integers(0, 7))
+    tokens = np.zeros((n, columns), np.int32)
+    parents = np.full((n, columns), -1, np.int32)
+    sizes = np.zeros(n, np.int32)
+    for i in range(n):
+        children = set()
+        for j in range(draw(st.integers(0, columns))):
+            edge = (draw(st.integers(-1, j - 1)), draw(st.integers(0, VOCABULARY - 1)))
+            if edge in children:
+                continue
+            children.add(edge)
+            parents[i, sizes[i]], tokens[i, sizes[i]] = min(edge[0], sizes[i] - 1), edge[1]
+            sizes[i] += 1
+        # Shifting a parent back may have made two siblings equal; keep the first of them only.
+        seen, keep = set(), sizes[i]
+        for j in range(sizes[i]):
+            edge = (int(parents[i, j]), int(tokens[i, j]))
+            if edge in seen:
+                keep = j
+                break
+            seen.add(edge)
+        sizes[i] = keep
+        parents[i, keep:], tokens[i, keep:] = -1, 0
+    return Drafts(tokens, parents, np.zeros(tokens.shape, np.float32), sizes)
+
+
+def ancestors(drafts, i, node):
+    """Nodes from the root to `node`."""
+    path = [node]
+    while path[-1] != 0:
+        path.append(int(drafts.parents[i, path[-1] - 1]) + 1)
+    return path[::-1]
+
+
+@given(forests())
+def test_depth_and_mask_follow_the_parents(drafts):
+    tree = DraftTree(drafts)
+    mask = tree.ancestors()
+    for i, size in enumerate(drafts.sizes):
+        for node in range(size + 1):
+            path = ancestors(drafts, i, node)
+            assert tree.depth[i, node] == len(path) - 1
+            assert np.flatnonzero(mask[i, node]).tolist() == sorted(path)
+
+
+@given(forests())
+def test_links_list_every_child_once(drafts):
+    tree = DraftTree(drafts)
+    for i, size in enumerate(drafts.sizes):
+        for node in range(drafts.width):
+            children, child = [], tree.first_child[i, node]
+            while child != -1:
+                children.append(int(child))
+                child = tree.next_sibling[i, child]
+            expected = [j + 1 for j in range(size) if drafts.parents[i, j] + 1 == node] if node <= size else []
+            assert children == expected
+
+
+@given(forests())
+def test_a_chain_is_recognised(drafts):
+    chain = all(drafts.parents[i, j] == j - 1 for i, size in enumerate(drafts.sizes) for j in range(size))
+    assert DraftTree(drafts).is_chain == chain
+
+
+@settings(max_examples=300)
+@given(forests(), st.data())
+def test_match_keeps_exactly_the_agreeing_path(drafts, data):
+    tree = DraftTree(drafts)
+    n = len(drafts.sizes)
+    sampled = np.array(
+        data.draw(
+            st.lists(
+                st.lists(st.integers(0, VOCABULARY - 1), min_size=drafts.width, max_size=drafts.width),
+                min_size=n,
+                max_size=n,
+            )
+        )
+    )
+    result = match(tree, sampled)
+    for i, size in enumerate(drafts.sizes):
+        path = [0]
+        while True:
+            wanted = sampled[i, path[-1]]
+            nodes = [
+                j + 1 for j in range(size) if drafts.parents[i, j] + 1 == path[-1] and drafts.tokens[i, j] == wanted
+            ]
+            if not nodes:
+                break
+            path.append(nodes[0])
+        assert result.accept_lens[i] == len(path)
+        assert result.path[i].tolist() == path + [-1] * (drafts.width - len(path))
+    flat = result.flat_path()
+    assert np.array_equal(flat >= 0, result.path >= 0)
+    assert np.array_equal(flat[flat >= 0] % drafts.width, result.path[result.path >= 0])
+
+
+def test_a_cut_is_a_valid_draft():
+    drafts = Drafts(
+        np.array([[5, 6, 7]], np.int32),
+        np.array([[-1, 0, -1]], np.int32),
+        np.array([[0.9, 0.5, 0.1]], np.float32),
+        np.array([3], np.int32),
+    )
+    cut = drafts.cut(3, np.array([5], np.int32))
+    assert cut.width == 3
+    assert cut.sizes.tolist() == [2]
+    assert DraftTree(cut).depth.tolist() == [[0, 1, 2]]
+
+
+def test_no_drafts_is_plain_decoding():
+    tree = DraftTree(Drafts.none(3))
+    assert tree.drafts.width == 1
+    assert tree.is_chain
+    assert tree.used().all()
