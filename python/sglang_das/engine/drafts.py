@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,17 @@ class Drafts:
             self.probabilities[:, :keep],
             np.minimum(sizes, keep).astype(np.int32),
         )
+
+    def widen(self, width: int) -> Drafts:
+        """The same drafts with unused nodes up to verify width `width`."""
+        more = width - self.width
+        if not more:
+            return self
+
+        def pad(values: NDArray[Any], fill: int) -> NDArray[Any]:
+            return np.pad(values, ((0, 0), (0, more)), constant_values=fill)
+
+        return Drafts(pad(self.tokens, 0), pad(self.parents, -1), pad(self.probabilities, 0), self.sizes)
 
 
 class DraftTree:

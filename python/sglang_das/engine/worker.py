@@ -37,6 +37,7 @@ from sglang_das.engine.matching import match
 from sglang_das.engine.metrics import Counters, PeriodicLog
 from sglang_das.engine.ranks import Ranks
 from sglang_das.engine.verify import DasVerifyInput, sample_nodes, verify_input
+from sglang_das.engine.widths import Widths
 
 logger = logging.getLogger("sglang_das")
 T = TypeVar("T")
@@ -64,6 +65,8 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         self.counters = Counters()
         self.drafter = Drafter(self.config, self.max_width, self.counters)
         self._ranks = Ranks.of_engine()
+        self._widths = Widths(self.model_runner, self.max_width)
+        self._widths.use_own_graph_runner()
         self._log = PeriodicLog(self.config.log_interval_s)
         self._step_clock = _StepClock()
         self.off_reason: str | None = None if self.config.enabled else "switched off by configuration"
@@ -89,6 +92,10 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         """Counters and state as plain values, for `/server_info`."""
         state = self._guarded("reporting", self.drafter.describe) or {}
         return {"state": self.state, **self.counters.describe(), "settings": self.config.describe(), **state}
+
+    def init_cuda_graphs(self) -> None:
+        """Called after the engine has made its own attention backend and graphs, for the maximum width."""
+        self._widths.build(self.drafter.policy.config.step_widths)
 
     # Signals from the scheduler
 
@@ -141,7 +148,10 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         drafts, rollouts = self._draft(batch.reqs)
         tree = DraftTree(drafts)
         self._start_verify(batch, tree)
-        result = self.target_worker.forward_batch_generation(batch, pp_proxy_tensors=pp_proxy_tensors, is_verify=True)
+        with self._widths.active(drafts.width):
+            result = self.target_worker.forward_batch_generation(
+                batch, pp_proxy_tensors=pp_proxy_tensors, is_verify=True
+            )
         positions = batch.spec_info.positions
         sampled = self._ranks.agree(
             sample_nodes(batch, self.model_runner.sampler, result.logits_output, positions, tree)
@@ -230,7 +240,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             self._observe_step_time(requests)
             proposed = self._guarded("drafting", lambda: self.drafter.propose(requests))
         drafts, rollouts = proposed if proposed is not None else (Drafts.none(len(requests)), nothing)
-        drafts = self._ranks.agree_on_drafts(drafts)
+        drafts = self._ranks.agree_on_drafts(drafts).widen(self._widths.fit(drafts.width))
         self._step_clock.start(len(requests), drafts)
         return drafts, rollouts
 
