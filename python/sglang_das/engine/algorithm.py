@@ -80,7 +80,7 @@ class DasAlgorithm(CustomSpecAlgo):  # type: ignore[misc]
 # (field, is it a problem?, reason and remedy)
 _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("pp_size", lambda v: (v or 1) > 1, "pipeline parallelism is not supported; use --pp-size 1 and --tp-size"),
-    ("enable_dp_attention", bool, "data-parallel attention is not supported; drop --enable-dp-attention"),
+    ("attn_dp_size", lambda v: (v or 1) > 1, "data-parallel attention is not supported; drop --enable-dp-attention"),
     ("enable_lora", bool, "LoRA adapters are not supported yet; drop --enable-lora, or serve them without DAS"),
     ("lora_paths", bool, "LoRA adapters are not supported yet; drop --lora-paths, or serve them without DAS"),
     (
@@ -120,6 +120,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "rl_on_policy_target",
         lambda v: v is not None,
         "the on-policy sampler draws from bfloat16 logits, which is untested here; drop --rl-on-policy-target",
+    ),
+    (
+        "enable_return_hidden_states",
+        bool,
+        "hidden states of drafted tokens are not returned; drop --enable-return-hidden-states",
     ),
     ("enable_watermark", bool, "watermarked sampling is not supported; drop --enable-watermark"),
 )

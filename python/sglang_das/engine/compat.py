@@ -69,6 +69,21 @@ LATE = (
         "move_accept_tokens_to_target_kvcache",
         ("batch", "accept_index", "num_correct_drafts", "token_to_kv_pool_allocator"),
     ),
+    # Only used on a GPU: see `widths`.
+    Need(
+        "sglang.srt.model_executor.model_runner", "ModelRunner._get_attention_backend", ("self", "init_new_workspace")
+    ),
+    Need("sglang.srt.model_executor.model_runner", "ModelRunner._decode_cuda_graph_runner_cls", ("self",)),
+    Need(
+        "sglang.srt.model_executor.runner.decode_cuda_graph_runner",
+        "DecodeCudaGraphRunner",
+        ("model_runner", "attn_backend", "speculative_num_steps", "speculative_num_draft_tokens"),
+    ),
+    Need(
+        "sglang.srt.model_executor.runner.decode_cuda_graph_runner",
+        "DecodeCudaGraphRunner.get_spec_info",
+        ("num_tokens",),
+    ),
     Need("sglang.srt.speculative.spec_utils", "commit_mamba_states_after_verify"),
     Need("sglang.srt.speculative.spec_utils", "prepare_mamba_track_for_verify", ("batch",)),
     Need("sglang.srt.speculative.spec_utils", "record_stream_for_v2_verify"),

@@ -1,0 +1,65 @@
+"""`das doctor`: is this installation able to serve with DAS, and if not, what is missing?"""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+from sglang_das.engine import compat
+from sglang_das.engine.config import ConfigError, DasConfig
+
+
+def examine() -> int:
+    """Print one line per check; returns the number of problems."""
+    problems = [*_versions(), *_settings(), *_needs()]
+    for problem in problems:
+        print(f"PROBLEM  {problem}")
+    print("no problem found" if not problems else f"{len(problems)} problem{'s' if len(problems) > 1 else ''} found")
+    return len(problems)
+
+
+def _ok(text: str) -> None:
+    print(f"ok       {text}")
+
+
+def _versions() -> list[str]:
+    import sglang_das
+
+    _ok(f"Python {platform.python_version()}, sglang-das {sglang_das.__version__}")
+    installed = compat.installed_version()
+    if installed == "none":
+        return [f"SGLang is not installed; pip install sglang=={compat.TESTED_VERSION}"]
+    if installed != compat.TESTED_VERSION:
+        return [f"SGLang {installed} is installed, {compat.TESTED_VERSION} is the tested one; see below"]
+    _ok(f"SGLang {installed}")
+    return []
+
+
+def _settings() -> list[str]:
+    try:
+        config = DasConfig.load()
+    except ConfigError as error:
+        return [f"settings: {error}"]
+    changed = {name: value for name, value in config.describe().items() if value != getattr(DasConfig(), name)}
+    _ok(f"settings: {changed or 'all default'}")
+    return []
+
+
+def _needs() -> list[str]:
+    if compat.installed_version() == "none":
+        return []
+    from sglang_das.cpu import install
+
+    report = install()
+    if report:
+        _ok(str(report))
+    if (problem := compat.check(compat.EARLY[0])) is not None:
+        return [problem]
+    problems = [problem for need in (*compat.EARLY, *compat.LATE) if (problem := compat.check(need)) is not None]
+    if not problems:
+        _ok(f"all {len(compat.EARLY) + len(compat.LATE)} names needed from SGLang are there")
+    return problems
+
+
+if __name__ == "__main__":
+    sys.exit(1 if examine() else 0)
