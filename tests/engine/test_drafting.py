@@ -1,0 +1,225 @@
+"""The drafter over a whole life of requests, against stand-ins of the engine's request objects."""
+
+from array import array
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sglang_das.engine.config import DasConfig
+from sglang_das.engine.drafting import Drafter, reason_not_to_draft
+from sglang_das.engine.metrics import Counters
+
+PROMPT = list(range(100, 112))
+TEXT = [int(token) for token in np.random.default_rng(0).integers(0, 90, 60)]
+
+
+class FINISH_MATCHED_TOKEN:
+    pass
+
+
+class FINISH_ABORT:
+    pass
+
+
+class Request(SimpleNamespace):
+    """The attributes of the engine's `Req` that the drafter reads."""
+
+    def __init__(self, rid, prompt=PROMPT, max_new_tokens=200, **sampling):
+        super().__init__(
+            rid=rid,
+            origin_input_ids_unpadded=array("q", prompt),
+            output_ids=array("q"),
+            grammar=None,
+            multimodal_inputs=None,
+            custom_logit_processor=None,
+            customized_info=None,
+            finished_reason=None,
+            sampling_params=SimpleNamespace(
+                **{
+                    "max_new_tokens": max_new_tokens,
+                    "custom_params": None,
+                    "frequency_penalty": 0.0,
+                    "presence_penalty": 0.0,
+                    "repetition_penalty": 1.0,
+                    "min_new_tokens": 0,
+                    **sampling,
+                }
+            ),
+        )
+
+    def finished(self):
+        return self.finished_reason is not None
+
+    @property
+    def output_ids_through_stop(self):
+        return self.output_ids
+
+
+def make(**settings):
+    counters = Counters()
+    return Drafter(DasConfig(arm="unlimited", **settings), max_width=9, counters=counters), counters
+
+
+def decode(drafter, request, text, start=1):
+    """Let a request emit `text` as sample and match would, its first token from the prefill. Returns steps taken."""
+    request.output_ids.extend(text[:start])
+    steps = 0
+    while len(request.output_ids) < len(text):
+        drafts, rollouts = drafter.propose([request])
+        position, node = len(request.output_ids), -1
+        kept = 0
+        for j in range(drafts.sizes[0]):
+            if (
+                drafts.parents[0, j] == node
+                and position + kept < len(text) - 1
+                and drafts.tokens[0, j] == text[position + kept]
+            ):
+                node, kept = j, kept + 1
+        emitted = text[position : position + kept + 1]
+        drafter.observe(drafts, rollouts, np.array([len(emitted)], np.int32))
+        request.output_ids.extend(emitted)
+        steps += 1
+    return steps
+
+
+def finish(drafter, request, reason):
+    request.finished_reason = reason()
+    drafter.finish(request.rid)
+
+
+def test_a_rollout_is_drafted_from_its_predecessor():
+    drafter, counters = make()
+    first = Request("a")
+    assert decode(drafter, first, TEXT) == len(TEXT) - 1
+    finish(drafter, first, FINISH_MATCHED_TOKEN)
+    assert decode(drafter, Request("b"), TEXT) < len(TEXT) / 4
+    assert counters.accepted > len(TEXT) / 2
+    assert counters.rollouts == 2
+
+
+def test_a_running_sibling_is_drafted_from_too():
+    drafter, _ = make()
+    decode(drafter, Request("a"), TEXT)
+    assert decode(drafter, Request("b"), TEXT) < len(TEXT) / 4
+
+
+def test_other_problems_do_not_mix():
+    drafter, _ = make()
+    decode(drafter, Request("a"), TEXT)
+    assert decode(drafter, Request("b", prompt=PROMPT[::-1]), TEXT) > len(TEXT) / 2
+
+
+def test_drafts_stop_before_the_budget_of_the_request():
+    drafter, _ = make()
+    decode(drafter, Request("a"), TEXT)
+    short = Request("b", max_new_tokens=4)
+    short.output_ids.extend(TEXT[:2])
+    drafts, _ = drafter.propose([short])
+    assert drafts.sizes.tolist() == [1]
+    short.output_ids.extend(TEXT[2:3])
+    drafts, _ = drafter.propose([short])
+    assert drafts.sizes.tolist() == [0]
+
+
+def test_an_aborted_rollout_is_continued_when_it_is_resubmitted():
+    drafter, _ = make()
+    aborted = Request("a")
+    decode(drafter, aborted, TEXT[:20])
+    finish(drafter, aborted, FINISH_ABORT)
+    drafter.new_policy_version()
+    rest = Request("b", prompt=[*PROMPT, *TEXT[:20]])
+    decode(drafter, rest, TEXT[20:])
+    finish(drafter, rest, FINISH_MATCHED_TOKEN)
+    assert drafter.describe()["problems"] == 1
+    assert drafter.describe()["history"]["tokens"] == len(TEXT)
+    assert decode(drafter, Request("c"), TEXT) < len(TEXT) / 4
+
+
+def test_an_abandoned_rollout_is_given_up_in_the_end():
+    drafter, _ = make()
+    decode(drafter, aborted := Request("a"), TEXT[:20])
+    finish(drafter, aborted, FINISH_ABORT)
+    for version in range(4):
+        decode(drafter, other := Request(f"b{version}"), TEXT)
+        finish(drafter, other, FINISH_MATCHED_TOKEN)
+        drafter.new_policy_version()
+    assert drafter.describe()["history"]["running"] == 0
+
+
+def test_the_window_bounds_the_history():
+    drafter, _ = make(window=2)
+    for version in range(6):
+        decode(drafter, request := Request(f"r{version}"), TEXT)
+        finish(drafter, request, FINISH_MATCHED_TOKEN)
+        drafter.new_policy_version()
+    assert drafter.describe()["history"]["tokens"] <= 3 * len(TEXT)
+
+
+def test_a_version_that_finished_nothing_is_none():
+    drafter, _ = make()
+    drafter.new_policy_version()
+    assert drafter.describe()["policy_version"] == 0
+
+
+def test_requests_that_are_nobodys_rollout_are_left_alone():
+    drafter, counters = make()
+    for request in (
+        Request("HEALTH_CHECK_1"),
+        Request("short", prompt=[1, 2, 3]),
+        Request("score", max_new_tokens=1),
+    ):
+        request.output_ids.extend(TEXT[:1])
+        drafts, rollouts = drafter.propose([request])
+        assert drafts.width == 1
+        assert rollouts == [None]
+    assert counters.rollouts == 0
+
+
+def test_a_batch_may_mix_both_kinds():
+    drafter, _ = make()
+    decode(drafter, Request("a"), TEXT)
+    mixed = [Request("HEALTH_CHECK_1"), Request("b"), Request("c", prompt=[1, 2])]
+    for request in mixed:
+        request.output_ids.extend(TEXT[:3])
+    drafts, rollouts = drafter.propose(mixed)
+    assert [rollout is not None for rollout in rollouts] == [False, True, False]
+    assert drafts.sizes[0] == drafts.sizes[2] == 0
+    assert drafts.tokens[1, : drafts.sizes[1]].tolist() == TEXT[3 : 3 + drafts.sizes[1]]
+
+
+def test_a_request_that_ends_unannounced_is_swept():
+    drafter, _ = make()
+    decode(drafter, gone := Request("a"), TEXT[:10])
+    gone.finished_reason = FINISH_ABORT()
+    decode(drafter, Request("b", prompt=PROMPT[::-1], max_new_tokens=2000), list(range(500)))
+    assert drafter.describe()["live_rollouts"] == 1
+
+
+def test_a_request_id_may_be_used_again():
+    drafter, counters = make()
+    decode(drafter, Request("same"), TEXT)
+    decode(drafter, Request("same"), TEXT)
+    assert counters.rollouts == 2
+    assert drafter.describe()["live_rollouts"] == 1
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"frequency_penalty": 0.1}, {"presence_penalty": 0.1}, {"repetition_penalty": 1.1}, {"min_new_tokens": 3}],
+)
+def test_what_a_draft_cannot_reproduce_is_not_drafted_for_but_learnt(sampling):
+    drafter, _ = make()
+    request = Request("a", **sampling)
+    assert reason_not_to_draft(request) is not None
+    assert decode(drafter, request, [*TEXT, *TEXT]) == 2 * len(TEXT) - 1
+    assert decode(drafter, Request("b"), TEXT) < len(TEXT) / 4
+
+
+def test_figures_of_a_request_are_its_own():
+    drafter, counters = make()
+    decode(drafter, Request("a"), TEXT)
+    decode(drafter, request := Request("b"), TEXT)
+    finish(drafter, request, FINISH_MATCHED_TOKEN)
+    figures = request.customized_info["das"][0]
+    assert figures["accepted"] <= counters.accepted
+    assert figures["verify_steps"] + figures["accepted"] == len(TEXT) - 1
