@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sglang_das.demo.server import ARMS, Server, detect_engine, free_port, server_command
+from sglang_das.demo.server import ARMS, Server, detect_engine, free_ports, server_command
 
 EOS = 1
 
@@ -77,7 +77,7 @@ class Client:
 def start_server(kind, model, log, *, dtype="float32", environment=None, options=(), slots=8):
     """Run a server of `kind` (`plain` or `das`) for the block; yields its client."""
     engine = detect_engine(threads=1)
-    port = free_port()
+    (port,) = free_ports(1)
     command = server_command(kind, model, engine, slots=slots, max_total_tokens=32768, port=port)
     command[command.index("--dtype") + 1] = dtype
     command += ["--skip-tokenizer-init", *options]

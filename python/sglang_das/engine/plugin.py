@@ -49,12 +49,11 @@ def _register() -> None:
 
     from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-    from sglang_das.engine import compat, control
+    from sglang_das.engine import compat
     from sglang_das.engine.algorithm import DasAlgorithm
 
     compat.require()
     SpeculativeAlgorithm.register(ALGORITHM, supports_overlap=True, spec_class=DasAlgorithm)(_worker_class)
-    control.register_hooks()
 
 
 def _worker_class(server_args: object) -> type:

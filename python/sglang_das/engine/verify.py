@@ -97,7 +97,6 @@ def sample_nodes(
     device = logits.device
     sampling_info = batch.sampling_info
     sampling_info.update_regex_vocab_mask()
-    sampling_info.update_penalties()
     owners = torch.from_numpy(rows // width).to(device)
     info = sampling_info_of_rows(sampling_info, owners)
     row_index = torch.from_numpy(rows).to(device)
@@ -107,9 +106,7 @@ def sample_nodes(
     info.apply_logits_bias(row_logits)
     if batch.return_logprob:
         logits[row_index] = row_logits
-    # As plain decoding leaves it: masks and penalties belong to one step.
-    sampling_info.grammar_mask = None
-    sampling_info.acc_additive_penalties = sampling_info.acc_scaling_penalties = None
+    sampling_info.grammar_mask = None  # belongs to one step
     sampled = sampler(
         dataclasses.replace(logits_output, next_token_logits=row_logits),
         info,
