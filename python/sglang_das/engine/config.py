@@ -13,10 +13,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 PREFIX = "SGLANG_DAS_"
-SHAPES = ("chain", "tree")
+Shape = Literal["chain", "tree"]
+SHAPES: tuple[str, ...] = get_args(Shape)
 
 
 class ConfigError(ValueError):
@@ -31,7 +32,7 @@ class DasConfig:
     """Whether to draft at all. Off, the server decodes plainly through the same worker."""
     arm: str = "das-classes"
     """The policy's arm: see `sglang_das.policy`."""
-    shape: str = "chain"
+    shape: Shape = "chain"
     """Form of a draft: `chain` or `tree`."""
     max_width: int = 16
     """Largest verify width (rows per request: one root and the drafts).

@@ -29,7 +29,7 @@ class Drafts:
     @property
     def width(self) -> int:
         """Rows a request has in the verify forward: root and drafts."""
-        return self.tokens.shape[1] + 1
+        return int(self.tokens.shape[1]) + 1
 
     @classmethod
     def none(cls, n: int) -> Drafts:

@@ -38,7 +38,8 @@ class Ranks:
             return values
         tensor = torch.from_numpy(np.ascontiguousarray(values))
         torch.distributed.broadcast(tensor, src=self.group.ranks[0], group=self.group.cpu_group)
-        return tensor.numpy()
+        agreed: NDArray[np.int64] = tensor.numpy()
+        return agreed
 
     def agree_on_drafts(self, drafts: Drafts) -> Drafts:
         """The first rank's drafts, on every rank, whatever the others proposed."""

@@ -30,6 +30,8 @@ class DasVerifyInput(NgramVerifyInput):  # type: ignore[misc]
     A chain is plain causal attention over the new rows, which every attention backend does without a mask.
     """
 
+    custom_mask: torch.Tensor | None
+
     @property
     def tree_topk(self) -> int:
         """1 for chains (backends then skip the mask), -1 for irregular trees."""
