@@ -71,6 +71,7 @@ def test_plain_decoding_takes_a_step_per_token_after_the_first(meta, steps):
 
 def test_counters_are_summed_over_ranks_and_absent_without_a_drafter():
     rank = {"das": {"drafted": 3, "accepted": 1, "draft_cpu_s": 0.5, "other": 9}}
-    assert das_counters({"internal_states": [rank, rank]}) == {"drafted": 6, "accepted": 2, "draft_cpu_s": 1.0}
+    expected = {"drafted": 6, "accepted": 2, "draft_cpu_s": 1.0, "failures": 0}
+    assert das_counters({"internal_states": [rank, rank]}) == expected
     assert das_counters({"internal_states": [{}]}) is None
     assert das_counters({}) is None

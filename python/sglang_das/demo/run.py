@@ -23,7 +23,9 @@ from .report import GREEDY, Comparison, EpochRow, Report, Screen, epoch_row, len
 from .server import ARMS, Engine, Server, detect_engine, free_ports, interrupts_as_exceptions, server_command
 from .tasks import Prompt, make_prompts
 
-DEFAULT_TASKS = "gsm_symbolic,chain_sum,letter_counting,word_sorting"
+DEFAULT_TASKS = (
+    "gsm_symbolic,chain_sum,simple_equations,time_intervals,prime_factorization,letter_counting,lcm,fraction_simplification"
+)
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,8 @@ class Arm:
         rollouts, makespan_s = self.rollouts(f"epoch {number}", requests)
         after = self._counters()
         gained = {key: after[key] - before[key] for key in after} if before and after else None
+        if gained and gained["failures"]:
+            self._screen.line(f"{self.name}: drafting failed and was turned off, see {self._server.log}")
         with self._explaining():
             client.flush_cache(self._server.url)
         return rollouts, epoch_row(number, self.name, makespan_s, rollouts, gained)
