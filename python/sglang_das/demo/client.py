@@ -172,7 +172,8 @@ def das_counters(info: dict[str, Any]) -> dict[str, float] | None:
     states = [state["das"] for state in info.get("internal_states") or [] if "das" in state]
     if not states:
         return None
-    return {key: sum(state.get(key, 0) for state in states) for key in ("drafted", "accepted", "draft_cpu_s", "failures")}
+    keys = ("drafted", "accepted", "draft_cpu_s", "failures")
+    return {key: sum(state.get(key, 0) for state in states) for key in keys}
 
 
 async def _once(method: str, url: str, **options: Any) -> Any:
