@@ -148,15 +148,15 @@ class Server:
             return False
 
     def _stop(self) -> None:
-        """End the process group: ask, wait, insist."""
+        """Ask the server to end, give it time to end its children, and kill what is left of the group."""
         if self._process is None:
             return
         group = self._process.pid
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        self._process.terminate()  # it alone: a child that ends before it is asked to looks like a crash to SGLang
+        if not self._wait_gone(group, STOP_PATIENCE_S):
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(group, number)
-            if self._wait_gone(group, STOP_PATIENCE_S):
-                break
+                os.killpg(group, signal.SIGKILL)
+            self._wait_gone(group, STOP_PATIENCE_S)
         self._process.wait()
 
     def _wait_gone(self, group: int, patience_s: float) -> bool:
