@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=_at_least(1), default=8, metavar="G", help="rollouts per prompt and epoch")
     add("--epochs", type=_at_least(1), default=3, metavar="E", help="epochs; the first is cold")
     add("--temperature", type=_temperature, default=0.8, metavar="T", help="sampling temperature of the timed epochs")
-    add("--max-new-tokens", type=_at_least(2), default=256, metavar="M", help="longest rollout, in tokens")
+    add("--max-new-tokens", type=_at_least(2), default=384, metavar="M", help="longest rollout, in tokens")
     add("--slots", type=_at_least(1), default=8, metavar="R", help="requests a server runs at once; the others queue")
     add("--seed", type=int, default=0, metavar="S", help="seed of the run: prompts and every rollout's sampling seed")
     add("--threads", type=_at_least(1), default=2, metavar="C", help="OpenMP threads of each server (CPU engine)")
