@@ -23,8 +23,10 @@ from .report import GREEDY, Comparison, EpochRow, Report, Screen, epoch_row, len
 from .server import ARMS, Engine, Server, detect_engine, free_ports, interrupts_as_exceptions, server_command
 from .tasks import Prompt, make_prompts
 
+# Short and long answers mixed, so that a step has a tail.
 DEFAULT_TASKS = (
-    "gsm_symbolic,chain_sum,simple_equations,time_intervals,prime_factorization,letter_counting,lcm,fraction_simplification"
+    "gsm_symbolic,chain_sum,simple_equations,time_intervals,"
+    "prime_factorization,letter_counting,lcm,fraction_simplification"
 )
 
 
