@@ -1,15 +1,18 @@
 //! Drafting: blended contexts, best-first.
 //!
-//! At every drafted node the next-token distributions of a few contexts, longest first, are mixed by stick-breaking: each
-//! takes a share of what is left, according to how far its kind has proved right (own text or history, length, number of
-//! occurrences, one follower or several). Contexts are collected once, at the end of the text; below that each one is
-//! carried down by the drafted token, and drops out where it has not been followed by it. What no context claims is "some
-//! other token" and stays unclaimed, so a node's probability is an estimate of its acceptance, not a share.
+//! At every drafted node the next-token distributions of a few contexts are mixed (see `blend.rs`), and the node with the
+//! largest path probability is drafted next. Contexts are collected once, at the end of the text; below that each one is
+//! carried down by the drafted token, and drops out where it has not been followed by it.
 
-use std::{cell::RefCell, cmp::Ordering, collections::BinaryHeap};
+use std::{
+    cell::RefCell,
+    cmp::{Ordering, Reverse},
+    collections::BinaryHeap,
+};
 
 use crate::{
-    id::{TOKEN_LIMIT, Token},
+    blend::{Blend, Source},
+    id::Token,
     locus::{Evidence, Locus},
     node::TOP,
     own::{OCCURRENCES, OwnText},
@@ -18,14 +21,10 @@ use crate::{
     tree::Tree,
 };
 
-/// Contexts collected per source, and how many of them with different evidence are mixed at a node.
+/// Contexts collected per source.
 const CONTEXTS: usize = 6;
-const LEVELS: usize = 4;
-/// Unclaimed probability below which shorter contexts are not asked, and the least conditional probability of a draft.
-const LEAST_MASS: f32 = 0.01;
+/// The least conditional probability of a draft.
 const LEAST_SHARE: f32 = 0.003;
-/// A follower with more than this part of a context's occurrences dominates it.
-const DOMINANT: f32 = 0.6;
 
 /// The form of a draft.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -155,12 +154,6 @@ impl PartialOrd for Candidate {
     }
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Source {
-    Own,
-    History,
-}
-
 /// Working space, kept between drafts so that drafting does not allocate.
 #[derive(Default)]
 struct Scratch {
@@ -168,14 +161,14 @@ struct Scratch {
     contexts: Vec<Context>,
     /// Lengths of the own contexts, longest first.
     lengths: Vec<u32>,
+    shared_totals: Vec<i32>,
     open: Vec<Open>,
     heap: BinaryHeap<Candidate>,
     /// Followers of a context: in the own text, in the part of it that the tree has too, in the tree.
     own: Tally<u32>,
     shared: Tally<u32>,
     followers: Vec<(Token, u32)>,
-    /// The blend: probability of each next token.
-    blend: Tally<f32>,
+    blend: Blend,
 }
 
 sync::thread_local! {
@@ -237,7 +230,7 @@ pub(crate) fn stateless(tree: &Tree, text: &[Token], options: &DraftOptions) -> 
 }
 
 /// Longest context used: half the tree's depth is left to draft in.
-fn context_limit(tree: &Tree) -> u32 {
+pub(crate) fn context_limit(tree: &Tree) -> u32 {
     tree.max_depth / 2
 }
 
@@ -266,7 +259,7 @@ impl Scratch {
             });
         }
         self.occurrences
-            .sort_by_key(|occurrence| std::cmp::Reverse(occurrence.length));
+            .sort_by_key(|occurrence| Reverse(occurrence.length));
         self.lengths.clear();
         for occurrence in &self.occurrences {
             if self.lengths.len() < CONTEXTS && self.lengths.last() != Some(&occurrence.length) {
@@ -279,27 +272,28 @@ impl Scratch {
     /// request's own share is taken out.
     fn collect_contexts(&mut self, view: &View, start: Locus) {
         self.contexts.clear();
-        let limit = context_limit(view.tree);
+        // How many own occurrences the tree counts as ones of a context, by its length: first the changes, then the sums.
+        self.shared_totals.clear();
+        self.shared_totals.resize(start.depth as usize + 2, 0);
+        for &Occurrence { above, upto, .. } in &self.occurrences {
+            let upto = upto.min(start.depth);
+            if above < upto {
+                self.shared_totals[above as usize + 1] += 1;
+                self.shared_totals[upto as usize + 1] -= 1;
+            }
+        }
+        for length in 1..self.shared_totals.len() {
+            self.shared_totals[length] += self.shared_totals[length - 1];
+        }
         let mut last = 0;
         let mut at = Some(start);
-        while let Some(locus) = at.filter(|locus| locus.depth > 0 && self.contexts.len() < CONTEXTS)
-        {
-            if locus.depth <= limit {
-                let context = Context {
-                    locus,
-                    length: locus.depth,
-                };
-                let evidence = view.tree.followers(&locus, &mut self.followers);
-                let own = self
-                    .occurrences
-                    .iter()
-                    .filter(|occurrence| is_shared(occurrence, &context))
-                    .count() as u32;
-                let total = evidence.total.saturating_sub(own);
-                if total != last && total > 0 {
-                    self.contexts.push(context);
-                    last = total;
-                }
+        while let Some(locus) = at.filter(|at| at.depth > 0 && self.contexts.len() < CONTEXTS) {
+            let own = self.shared_totals[locus.depth as usize];
+            let total = view.tree.total(&locus).saturating_sub(own as u32);
+            if total != last && total > 0 {
+                let length = locus.depth;
+                self.contexts.push(Context { locus, length });
+                last = total;
             }
             at = view.tree.suffix(&locus);
         }
@@ -370,102 +364,90 @@ impl Scratch {
         probability: f32,
         options: &DraftOptions,
     ) {
-        let node = self.open.last().expect("the node was opened").clone();
-        self.blend(view, &node);
-        let floor = options.min_probability;
-        let children = self
-            .blend
-            .entries()
-            .iter()
-            .filter(|&&(_, share)| share >= LEAST_SHARE);
-        let children = children.map(|&(token, share)| Candidate {
+        self.mix(view);
+        let shares = self.blend.shares().iter();
+        let likely = shares.filter(|&&(_, share)| share >= LEAST_SHARE);
+        let children = likely.map(|&(token, share)| Candidate {
             probability: probability * share,
             parent,
             token,
         });
-        let children = children.filter(|child| child.probability >= floor);
+        let children = children.filter(|child| child.probability >= options.min_probability);
         match options.shape {
-            Shape::Tree => self.heap.extend(children),
-            Shape::Chain => self.heap.extend(children.max()),
+            Shape::Tree => children.for_each(|child| self.heap.push(child)),
+            Shape::Chain => children
+                .max()
+                .into_iter()
+                .for_each(|best| self.heap.push(best)),
         }
     }
 
-    /// The distribution of the next token at a node, into `self.blend`.
-    fn blend(&mut self, view: &View, node: &Open) {
+    /// Blends the contexts of the node opened last, longest first, own text first at equal length.
+    fn mix(&mut self, view: &View) {
+        let node = self.open.last().expect("a node was opened").clone();
         self.blend.clear();
         self.own.clear();
-        let mut mass = 1.0;
-        let (mut own_levels, mut history_levels) = (0, 0);
-        let (mut own_total, mut history_total) = (0, 0);
         let mut latest = (0, 0);
-        let (mut i, mut occurrence, mut context) = (0, node.occurrences.start, node.contexts.start);
-        while mass > LEAST_MASS {
-            let own_length = self.lengths.get(i).copied().unwrap_or(0);
-            let history_length = self.contexts[..node.contexts.end]
+        let mut lengths = 0..self.lengths.len();
+        let mut occurrences = node.occurrences.clone();
+        // Contexts that repeat a longer one do so in the whole subtree: they are dropped by moving the others up.
+        let (mut context, mut kept) = (node.contexts.start, node.contexts.start);
+        while self.blend.is_open() {
+            let own_length = self.lengths.get(lengths.start).copied().unwrap_or(0);
+            let history_length = self
+                .contexts
                 .get(context)
                 .map_or(0, |context| context.length);
             if own_length == 0 && history_length == 0 {
-                return;
+                break;
             }
             if own_length >= history_length {
-                i += 1;
-                while occurrence < node.occurrences.end
-                    && self.occurrences[occurrence].length >= own_length
+                lengths.next();
+                while let Some(&Occurrence { next, follower, .. }) = self.occurrences
+                    [..occurrences.end]
+                    .get(occurrences.start)
+                    .filter(|occurrence| occurrence.length >= own_length)
                 {
-                    let Occurrence { next, follower, .. } = self.occurrences[occurrence];
                     *self.own.entry(follower) += 1;
                     latest = latest.max((next, follower));
-                    occurrence += 1;
+                    occurrences.next();
                 }
-                let total = (occurrence - node.occurrences.start) as u32;
-                if total == own_total || own_levels == LEVELS {
-                    continue;
+                let total = (occurrences.start - node.occurrences.start) as u32;
+                if !self.blend.is_full(Source::Own) && !self.blend.repeats(Source::Own, total) {
+                    self.add_own(own_length + node.depth, total, latest.1);
                 }
-                own_total = total;
-                own_levels += 1;
-                let evidence = Evidence {
-                    total,
-                    distinct: self.own.entries().len() as u32,
-                };
-                self.followers.clear();
-                self.followers.extend_from_slice(self.own.entries());
-                if evidence.distinct as usize > TOP {
-                    self.followers
-                        .select_nth_unstable_by_key(TOP, |&(token, count)| {
-                            (std::cmp::Reverse(count), token)
-                        });
-                    self.followers.truncate(TOP);
-                }
-                if evidence.distinct > 1 {
-                    let weight = recency_weight(most(&self.followers), total);
-                    *self.blend.entry(latest.1) += mass * weight;
-                    mass *= 1.0 - weight;
-                }
-                self.mix(Source::Own, own_length + node.depth, evidence, &mut mass);
             } else {
                 let at = self.contexts[context];
                 context += 1;
-                if history_levels == LEVELS {
+                if !self.blend.is_full(Source::History) && !self.add_history(view, &node, &at) {
                     continue;
                 }
-                let evidence = self.history(view, node, &at);
-                if evidence.total == 0 || evidence.total == history_total {
-                    continue;
-                }
-                history_total = evidence.total;
-                history_levels += 1;
-                self.mix(
-                    Source::History,
-                    history_length + node.depth,
-                    evidence,
-                    &mut mass,
-                );
+                self.contexts[kept] = at;
+                kept += 1;
             }
         }
+        self.contexts.drain(kept..context);
+        self.open.last_mut().expect("as above").contexts.end = self.contexts.len();
     }
 
-    /// What followed a context in the other rollouts: the tree's counts less the request's own, into `self.followers`.
-    fn history(&mut self, view: &View, node: &Open, context: &Context) -> Evidence {
+    /// Mixes in what followed a context in the own text, as tallied in `self.own`.
+    fn add_own(&mut self, length: u32, total: u32, latest: Token) {
+        let distinct = self.own.entries().len() as u32;
+        self.followers.clear();
+        self.followers.extend_from_slice(self.own.entries());
+        if self.followers.len() > TOP {
+            let order = |&(token, count): &(Token, u32)| (Reverse(count), token);
+            self.followers.select_nth_unstable_by_key(TOP, order);
+            self.followers.truncate(TOP);
+        }
+        let evidence = Evidence { total, distinct };
+        self.blend
+            .add(Source::Own, length, evidence, &self.followers, Some(latest));
+    }
+
+    /// Mixes in what followed a context in the other rollouts: the tree's counts less the request's own. Returns whether
+    /// that was anything that a longer context had not said.
+    fn add_history(&mut self, view: &View, node: &Open, context: &Context) -> bool {
         let mut evidence = view.tree.followers(&context.locus, &mut self.followers);
         self.shared.clear();
         for occurrence in &self.occurrences[node.occurrences.clone()] {
@@ -483,78 +465,26 @@ impl Scratch {
                 None => view.tree.follower_count(&context.locus, token),
             };
             evidence.total = evidence.total.saturating_sub(own.min(count));
-            evidence.distinct -= u32::from(count <= own && evidence.distinct > 0);
+            if count <= own {
+                evidence.distinct = evidence.distinct.saturating_sub(1);
+            }
             match listed {
                 Some(place) if count <= own => drop(self.followers.swap_remove(place)),
                 Some(place) => self.followers[place].1 -= own,
                 None => {}
             }
         }
-        evidence
-    }
-
-    /// Gives the followers of one context their share of the mass that is left.
-    fn mix(&mut self, source: Source, length: u32, evidence: Evidence, mass: &mut f32) {
-        let weight = weight(source, length, evidence, most(&self.followers));
-        for &(token, count) in self
-            .followers
-            .iter()
-            .filter(|&&(token, _)| token < TOKEN_LIMIT)
-        {
-            *self.blend.entry(token) += *mass * weight * count as f32 / evidence.total as f32;
+        if evidence.total == 0 || self.blend.repeats(Source::History, evidence.total) {
+            return false;
         }
-        *mass *= 1.0 - weight;
+        let length = context.length + node.depth;
+        self.blend
+            .add(Source::History, length, evidence, &self.followers, None);
+        true
     }
 }
 
 /// Whether the tree counts an own occurrence as one of this context.
 fn is_shared(occurrence: &Occurrence, context: &Context) -> bool {
     occurrence.above < context.length && context.length <= occurrence.upto
-}
-
-/// The largest count among followers.
-fn most(followers: &[(Token, u32)]) -> u32 {
-    followers.iter().map(|&(_, count)| count).max().unwrap_or(0)
-}
-
-fn is_dominant(most: u32, total: u32) -> bool {
-    most as f32 > DOMINANT * total as f32
-}
-
-/// The share of the own text's latest follower, where there are several. Learned, as the weights below, from recorded
-/// rollouts of a reasoning model.
-fn recency_weight(most: u32, total: u32) -> f32 {
-    if is_dominant(most, total) { 0.22 } else { 0.12 }
-}
-
-/// How far a context is to be trusted: the part it gets of the probability that longer contexts have left.
-fn weight(source: Source, length: u32, evidence: Evidence, most: u32) -> f32 {
-    let Evidence { total, distinct } = evidence;
-    let often = total >= 5;
-    if distinct == 1 {
-        let by_count = match source {
-            Source::Own => [0.25, 0.48, 0.57, 0.65],
-            Source::History => [0.20, 0.33, 0.40, 0.65],
-        };
-        let bucket = match total {
-            0 | 1 => 0,
-            2 => 1,
-            3 | 4 => 2,
-            _ => 3,
-        };
-        let by_length = match length {
-            0..9 => 0.0,
-            9..17 => 0.38,
-            _ => 0.58,
-        };
-        return f32::max(by_count[bucket], by_length);
-    }
-    match source {
-        Source::Own if is_dominant(most, total) => 0.25,
-        Source::Own if length == 1 && often => 0.40,
-        Source::Own => 0.18,
-        Source::History if length == 1 => [0.50, 0.80][usize::from(often)],
-        Source::History if is_dominant(most, total) => [0.25, 0.42][usize::from(often)],
-        Source::History => [0.17, 0.30][usize::from(often)],
-    }
 }

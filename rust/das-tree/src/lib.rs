@@ -3,6 +3,7 @@
 
 mod arena;
 mod batch;
+mod blend;
 mod draft;
 mod error;
 mod history;

@@ -5,23 +5,36 @@
 //! over by another text leaves the old one readable.
 
 use crate::{
-    id::{Child, NodeId, ROOT, Token},
+    id::{Child, NodeId, Pos, ROOT, Token},
     tree::Tree,
 };
 
-/// The place of a string of length `depth`: at `node`, or on the way from it to `below`.
+/// The place of a string of length `depth`: at `node`, or on the way from it down an edge.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Locus {
     node: NodeId,
-    below: Option<Child>,
     pub(crate) depth: u32,
+    edge: Option<Way>,
+}
+
+/// The edge a locus is on, as it was when the locus came to it.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    /// Where the edge leads.
+    below: Child,
+    /// Start of an occurrence of the whole string down to `end`.
+    start: Pos,
+    /// The depth at which the label ends: at the node below, or where a leaf's text ends for now.
+    end: u32,
+    /// Counted occurrences.
+    count: u32,
 }
 
 impl Locus {
     pub(crate) const ROOT: Self = Self {
         node: ROOT,
-        below: None,
         depth: 0,
+        edge: None,
     };
 }
 
@@ -36,85 +49,108 @@ pub(crate) struct Evidence {
 impl Tree {
     /// The place of a non-empty string of at most `max_depth` tokens, if it is in the tree.
     pub(crate) fn locate(&self, tokens: &[Token]) -> Option<Locus> {
-        tokens
-            .iter()
-            .try_fold(Locus::ROOT, |at, &token| self.step(&at, token))
+        let step = |at, &token| self.step(&at, token);
+        tokens.iter().try_fold(Locus::ROOT, step)
     }
 
     /// Counted occurrences of the string, with or without a follower.
     pub(crate) fn occurrences(&self, at: &Locus) -> u32 {
-        self.nodes
-            .child_count(at.below.unwrap_or(Child::Node(at.node)))
+        at.edge
+            .map_or_else(|| self.nodes.get(at.node).count(), |way| way.count)
     }
 
     /// One token down.
     pub(crate) fn step(&self, at: &Locus, token: Token) -> Option<Locus> {
-        let child = match at.below {
-            Some(child) if self.label(child, at.depth) == Some(token) => child,
-            Some(_) => return None,
-            None => self.nodes.find(at.node, token)?.1,
+        let depth = at.depth + 1;
+        let Some(way) = at.edge else {
+            let (_, child) = self.nodes.find(at.node, token)?;
+            return Some(self.enter(at.node, child, depth));
         };
-        Some(self.canonical(Locus {
-            node: at.node,
-            below: Some(child),
-            depth: at.depth + 1,
-        }))
-    }
-
-    /// Moves to the node `below` if that is where the locus is.
-    fn canonical(&self, at: Locus) -> Locus {
-        match at.below {
-            Some(Child::Node(node)) if self.nodes.get(node).depth() == at.depth => Locus {
-                node,
-                below: None,
-                depth: at.depth,
-            },
-            _ => at,
+        if self.label(&way, at.depth) != Some(token) {
+            return None;
         }
+        Some(match way.below {
+            Child::Node(node) if way.end == depth => Locus {
+                node,
+                depth,
+                edge: None,
+            },
+            _ => Locus { depth, ..*at },
+        })
     }
 
-    /// The token at `depth` of the string that `child` ends, if there is one (a leaf ends where its text does).
-    fn label(&self, child: Child, depth: u32) -> Option<Token> {
-        let start = match child {
-            Child::Node(node) => self.nodes.get(node).position(),
+    /// The place at `depth` on the edge from `node` to `below`.
+    fn enter(&self, node: NodeId, below: Child, depth: u32) -> Locus {
+        let way = match below {
+            Child::Node(id) => {
+                let child = self.nodes.get(id);
+                let end = child.depth();
+                if end == depth {
+                    return Locus {
+                        node: id,
+                        depth,
+                        edge: None,
+                    };
+                }
+                let (start, count) = (child.position(), child.count());
+                Way {
+                    below,
+                    start,
+                    end,
+                    count,
+                }
+            }
             Child::Leaf(start) => {
                 let (owner, offset) = self.text.owner(start);
-                if offset + depth >= self.text.record(owner).active().indexed
-                    || depth >= self.max_depth
-                {
-                    return None;
+                let length = self.text.record(owner).active().indexed - offset;
+                let end = length.min(self.max_depth);
+                Way {
+                    below,
+                    start,
+                    end,
+                    count: 1,
                 }
-                start
             }
         };
-        Some(self.text.token(start, depth))
+        let edge = Some(way);
+        Locus { node, depth, edge }
+    }
+
+    /// The token of an edge's label at a depth, if it goes so far.
+    fn label(&self, way: &Way, depth: u32) -> Option<Token> {
+        (depth < way.end).then(|| self.text.token(way.start, depth))
+    }
+
+    /// How many occurrences of the string have a follower.
+    pub(crate) fn total(&self, at: &Locus) -> u32 {
+        match at.edge {
+            Some(way) if at.depth < way.end => way.count,
+            // At the depth cap a node has occurrences but no followers.
+            None if at.depth < self.max_depth => self.nodes.get(at.node).count(),
+            _ => 0,
+        }
     }
 
     /// Followers of the string with their counts, into `out` (at a node with more than eight, the eight most frequent),
     /// and their totals.
     pub(crate) fn followers(&self, at: &Locus, out: &mut Vec<(Token, u32)>) -> Evidence {
         out.clear();
-        let Some(child) = at.below else {
+        let Some(way) = at.edge else {
             self.nodes.followers(at.node, out);
-            let node = self.nodes.get(at.node);
             let listed = out.iter().map(|&(_, count)| count).sum();
-            // At the depth cap a node has occurrences but no followers.
-            let total = if out.is_empty() {
-                0
-            } else {
-                node.count().max(listed)
-            };
-            return Evidence {
-                total,
-                distinct: node.degree().max(out.len() as u32),
-            };
+            // While another thread counts, the parts may be ahead of the whole.
+            let total = self.total(at).max(listed);
+            let distinct = self.nodes.get(at.node).degree().max(out.len() as u32);
+            return Evidence { total, distinct };
         };
-        let Some(token) = self.label(child, at.depth) else {
+        let Some(token) = self.label(&way, at.depth) else {
             return Evidence::default();
         };
-        let total = self.nodes.child_count(child);
-        out.push((token, total));
-        Evidence { total, distinct: 1 }
+        out.push((token, way.count));
+        Evidence {
+            total: way.count,
+            distinct: 1,
+        }
     }
 
     /// How often `token` has followed the string.
@@ -128,14 +164,9 @@ impl Tree {
     pub(crate) fn suffix(&self, at: &Locus) -> Option<Locus> {
         let depth = at.depth.checked_sub(1)?;
         let node = self.nodes.get(at.node);
-        let target = node.link();
-        let text = match at.below {
-            Some(Child::Leaf(start)) => start,
-            Some(Child::Node(below)) => self.nodes.get(below).position(),
-            None => node.position(),
-        };
+        let text = at.edge.map_or_else(|| node.position(), |way| way.start);
         // A link is unset (zero, the root) at the root, at the depth cap and for a moment in a new node: go down from there.
-        self.descend(target, depth, |i| self.text.token(text, i + 1))
+        self.descend(node.link(), depth, |i| self.text.token(text, i + 1))
     }
 
     /// Goes down from `node` to `depth` along a string all of which, but perhaps for its last token, is known to be in the
@@ -149,36 +180,23 @@ impl Tree {
         loop {
             let above = self.nodes.get(node).depth();
             if above == depth {
-                return Some(Locus {
-                    node,
-                    below: None,
-                    depth,
-                });
+                let edge = None;
+                return Some(Locus { node, depth, edge });
             }
-            let child = self.nodes.find(node, string(above))?.1;
-            let (start, below) = match child {
-                Child::Node(next) => (
-                    self.nodes.get(next).position(),
-                    self.nodes.get(next).depth(),
-                ),
-                Child::Leaf(start) => (start, u32::MAX),
-            };
-            if below >= depth
-                && depth - 1 > above
-                && self.text.token(start, depth - 1) != string(depth - 1)
+            let (_, child) = self.nodes.find(node, string(above))?;
+            if let Child::Node(next) = child
+                && self.nodes.get(next).depth() < depth
             {
-                return None;
+                node = next;
+                continue;
             }
-            match child {
-                Child::Node(next) if below <= depth => node = next,
-                _ => {
-                    return Some(Locus {
-                        node,
-                        below: Some(child),
-                        depth,
-                    });
-                }
-            }
+            let start = match child {
+                Child::Node(next) => self.nodes.get(next).position(),
+                Child::Leaf(start) => start,
+            };
+            let last = depth - 1;
+            let agrees = last == above || self.text.token(start, last) == string(last);
+            return agrees.then(|| self.enter(node, child, depth));
         }
     }
 

@@ -8,8 +8,9 @@ use crate::id::Token;
 
 /// "No earlier position" in a chain, "unused" in the map.
 const NOWHERE: u32 = u32::MAX;
-/// Occurrences looked at, newest first. Beyond this many the older ones count as history.
-pub(crate) const OCCURRENCES: usize = 256;
+/// Occurrences looked at, newest first; older ones count as history. From 8 to 1024 the drafts on recorded rollouts differ
+/// by half a percent, best at 16 to 64.
+pub(crate) const OCCURRENCES: usize = 64;
 
 /// The text and its chains.
 #[derive(Debug, Default)]

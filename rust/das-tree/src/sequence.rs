@@ -1,14 +1,13 @@
 //! A rollout in progress: what appends to the tree and drafts from it.
 
 use crate::{
-    draft::{Draft, DraftOptions},
+    draft::{Draft, DraftOptions, context_limit},
     error::{Error, Kind},
     history::Home,
-    id::{START, SeqId, check_tokens},
+    id::{ROOT, START, SeqId, check_tokens},
     locus::Locus,
     own::OwnText,
     sync::{Arc, Mutex, lock},
-    text::Active,
     tree::Tree,
 };
 
@@ -135,7 +134,7 @@ impl Sequence {
     pub fn match_length(&self) -> Result<usize, Error> {
         let state = lock(&self.state);
         let own = state.own.as_ref().ok_or(Kind::Closed)?;
-        Ok(state.place(own).0.depth as usize)
+        Ok(state.place(own, state.tree.max_depth - 1).0.depth as usize)
     }
 }
 
@@ -161,36 +160,34 @@ impl State {
 
     fn draft(&self, options: &DraftOptions, draft: &mut Draft) -> Result<(), Error> {
         let own = self.own.as_ref().ok_or(Kind::Closed)?;
-        let (start, counted) = self.place(own);
+        let (start, counted) = self.place(own, context_limit(&self.tree));
         crate::draft::running(&self.tree, own, self.prompt, counted, start, options, draft);
         Ok(())
     }
 
-    /// The locus of the longest suffix in the tree, and the offset before which all suffixes are counted there.
-    fn place(&self, own: &OwnText) -> (Locus, usize) {
+    /// The locus of the longest suffix of the output in the tree, up to `limit` tokens, and the offset before which all
+    /// suffixes are counted there.
+    fn place(&self, own: &OwnText, limit: u32) -> (Locus, usize) {
         let output = &own.tokens()[self.prompt..];
-        let symbol = |offset: u32| {
-            if offset == 0 {
-                START
-            } else {
-                output[offset as usize - 1]
-            }
+        let symbol = |offset: u32| match offset {
+            0 => START,
+            _ => output[offset as usize - 1],
         };
-        let Active {
-            indexed,
-            node,
-            along,
-        } = self.tree.text.record(self.id).active();
-        let depth = self.tree.nodes.get(node).depth() + along;
-        let counted = indexed - depth;
-        let start = self
-            .tree
-            .descend(node, depth, |i| symbol(counted + i))
-            .unwrap_or(Locus::ROOT);
+        let active = self.tree.text.record(self.id).active();
+        let depth = self.tree.nodes.get(active.node).depth() + active.along;
+        let counted = active.indexed - depth;
+        let (node, depth) = if depth <= limit {
+            (active.node, depth)
+        } else {
+            (ROOT, limit)
+        };
+        let first = active.indexed - depth;
+        let start = self.tree.descend(node, depth, |i| symbol(first + i));
         // Tokens that another thread has not come to index yet.
-        let limit = self.tree.max_depth - 1;
-        let start = (indexed..=output.len() as u32)
-            .fold(start, |at, i| self.tree.advance(at, symbol(i), limit));
+        let pending = (active.indexed..=output.len() as u32).map(symbol);
+        let start = pending.fold(start.unwrap_or(Locus::ROOT), |at, token| {
+            self.tree.advance(at, token, limit)
+        });
         (start, counted as usize)
     }
 }

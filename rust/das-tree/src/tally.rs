@@ -3,7 +3,7 @@
 use crate::id::Token;
 
 /// Slots of the index; must exceed the number of different tokens counted at once.
-const SLOTS: usize = 1024;
+const SLOTS: usize = 256;
 
 /// Entries in order of first use, found through a table whose slots are valid only if stamped in this round.
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl<V: Copy + Default> Tally<V> {
             self.entries.len() < SLOTS,
             "a tally is for fewer than {SLOTS} tokens"
         );
-        let mut slot = (token.wrapping_mul(0x9E37_79B1) >> 22) as usize;
+        let mut slot = (token.wrapping_mul(0x9E37_79B1) >> 24) as usize;
         let place = loop {
             let (round, place) = self.slots[slot];
             if round != self.round {

@@ -93,18 +93,81 @@ impl Oracle {
             .count() as u32
     }
 
-    /// What followed a string in the counted suffixes of all texts but `except`.
-    fn history(&self, string: &[u32], except: Option<usize>, active: &[usize]) -> Counts {
+    /// The draft for a running text.
+    pub fn draft(&self, id: usize, max_nodes: usize, floor: f32, chain: bool) -> Nodes {
+        let text = &self.texts[id];
+        let own = [text.prompt.as_slice(), &text.symbols[1..]].concat();
+        let tail = &text.symbols[text.symbols.len() - self.active(id)..];
+        Request::new(self, own, tail, Some(id)).draft(max_nodes, floor, chain)
+    }
+
+    /// The draft for a text that is not in the tree.
+    pub fn stateless(&self, text: &[u32], max_nodes: usize) -> Nodes {
+        Request::new(self, text.to_vec(), text, None).draft(max_nodes, 0.0, false)
+    }
+}
+
+/// Token, parent, path probability of each node of a draft.
+pub type Nodes = Vec<(u32, i32, f32)>;
+
+/// Someone who wants a draft.
+struct Request<'a> {
+    oracle: &'a Oracle,
+    /// Prompt and output.
+    own: Vec<u32>,
+    /// What the tree knows of the end of the output.
+    tail: Vec<u32>,
+    /// The text in the tree that is the request's own, and the length of the prompt before it.
+    id: Option<usize>,
+    /// Lengths of the texts' open suffixes.
+    active: Vec<usize>,
+    /// Own occurrences of the last token before this position count as history: 64 are looked at.
+    oldest: usize,
+}
+
+impl<'a> Request<'a> {
+    fn new(oracle: &'a Oracle, own: Vec<u32>, tail: &[u32], id: Option<usize>) -> Self {
+        let active = (0..oracle.texts.len())
+            .map(|id| oracle.active(id))
+            .collect();
+        let last = own.len().saturating_sub(1);
+        let earlier = (0..last).rev().filter(|&at| own[at] == own[last]);
+        let oldest = earlier.take(64).last().unwrap_or(last);
+        let tail = tail.to_vec();
+        Self {
+            oracle,
+            own,
+            tail,
+            id,
+            active,
+            oldest,
+        }
+    }
+
+    /// What followed a context and then a path in the own text, and what did so last.
+    fn own_followers(&self, length: usize, path: &[u32]) -> (Counts, Option<u32>) {
+        let string = [&self.own[self.own.len() - length..], path].concat();
+        let (mut counts, mut latest) = (Counts::new(), None);
+        for (at, window) in self.own.windows(string.len() + 1).enumerate() {
+            if window[..string.len()] == string && at + length > self.oldest {
+                *counts.entry(window[string.len()]).or_default() += 1;
+                latest = Some(window[string.len()]);
+            }
+        }
+        (counts, latest)
+    }
+
+    /// What followed a context and then a path in the counted suffixes of the other texts.
+    fn history(&self, length: usize, path: &[u32]) -> Counts {
+        let string = [&self.tail[self.tail.len() - length..], path].concat();
         let mut counts = Counts::new();
-        for (id, text) in self
-            .texts
-            .iter()
-            .enumerate()
-            .filter(|&(id, _)| Some(id) != except)
-        {
-            let counted = text.symbols.len() - active[id];
-            for window in text.symbols.windows(string.len() + 1).take(counted) {
-                if &window[..string.len()] == string {
+        for (id, text) in self.oracle.texts.iter().enumerate() {
+            let counted = text.symbols.len() - self.active[id];
+            let windows = text.symbols.windows(string.len() + 1);
+            for (at, window) in windows.enumerate().take(counted) {
+                // The start marker is not in the own text.
+                let own = self.id == Some(id) && text.prompt.len() + at + length > self.oldest + 1;
+                if window[..string.len()] == string && !own {
                     *counts.entry(window[string.len()]).or_default() += 1;
                 }
             }
@@ -112,93 +175,48 @@ impl Oracle {
         counts
     }
 
-    /// The draft for a running text.
-    pub fn draft(
-        &self,
-        id: usize,
-        max_nodes: usize,
-        floor: f32,
-        chain: bool,
-    ) -> Vec<(u32, i32, f32)> {
-        let text = &self.texts[id];
-        let own = [text.prompt.as_slice(), &text.symbols[1..]].concat();
-        let active: Vec<usize> = (0..self.texts.len()).map(|id| self.active(id)).collect();
-        let tail = &text.symbols[text.symbols.len() - active[id]..];
-        self.grow(&own, tail, Some(id), &active, max_nodes, floor, chain)
-    }
-
-    /// The draft for a text that is not in the tree.
-    pub fn stateless(&self, text: &[u32], max_nodes: usize) -> Vec<(u32, i32, f32)> {
-        let active: Vec<usize> = (0..self.texts.len()).map(|id| self.active(id)).collect();
-        self.grow(text, text, None, &active, max_nodes, 0.0, false)
-    }
-
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one caller each, and clearer than a struct"
-    )]
-    fn grow(
-        &self,
-        own: &[u32],
-        tail: &[u32],
-        except: Option<usize>,
-        active: &[usize],
-        max_nodes: usize,
-        floor: f32,
-        chain: bool,
-    ) -> Vec<(u32, i32, f32)> {
-        let limit = self.max_depth / 2;
-        // Contexts at the root: lengths at which the evidence changes, longest first, six of each source.
-        let mut own_lengths = Vec::new();
+    /// Lengths at which the evidence changes, longest first, at most six.
+    fn lengths(&self, known: usize, followers: impl Fn(usize) -> Counts) -> Vec<usize> {
         let mut last = 0;
-        for length in (1..=limit.min(own.len())).rev() {
-            let total: u32 = own_followers(own, &own[own.len() - length..])
-                .0
-                .values()
-                .sum();
-            if total != last && own_lengths.len() < 6 {
-                own_lengths.push(length);
-                last = total;
-            }
-        }
-        let mut history_lengths = Vec::new();
-        last = 0;
-        for length in (1..=limit.min(tail.len())).rev() {
-            let total: u32 = self
-                .history(&tail[tail.len() - length..], except, active)
-                .values()
-                .sum();
-            if total > 0 && total != last && history_lengths.len() < 6 {
-                history_lengths.push(length);
-                last = total;
-            }
-        }
-        let mut draft: Vec<(u32, i32, f32)> = Vec::new();
+        let longest = known.min(self.oracle.max_depth / 2);
+        let changes = (1..=longest).rev().filter(|&length| {
+            let total = followers(length).values().sum();
+            let before = std::mem::replace(&mut last, total);
+            total != 0 && total != before
+        });
+        changes.take(6).collect()
+    }
+
+    fn draft(&self, max_nodes: usize, floor: f32, chain: bool) -> Nodes {
+        let own_lengths = self.lengths(self.own.len(), |length| self.own_followers(length, &[]).0);
+        let history_lengths = self.lengths(self.tail.len(), |length| self.history(length, &[]));
+        let mut draft = Nodes::new();
         let mut waiting: Vec<(f32, i32, u32)> = Vec::new();
-        let mut path: Vec<u32> = Vec::new();
-        let (mut parent, mut reached) = (-1, 1.0);
+        // Per node the history contexts that are still of use below it.
+        let mut lengths: Vec<Vec<usize>> = Vec::new();
+        let (mut parent, mut reached, mut path) = (-1, 1.0, Vec::new());
         loop {
-            let levels = self.levels(
-                own,
-                tail,
-                &path,
-                &own_lengths,
-                &history_lengths,
-                except,
-                active,
-            );
-            let mut children: Vec<(f32, i32, u32)> = blend(&levels)
+            let inherited = match parent {
+                -1 => &history_lengths,
+                _ => &lengths[1 + draft[parent as usize].1 as usize],
+            };
+            let levels = self.levels(&path, &own_lengths, inherited);
+            let (shares, repeats) = blend(&levels);
+            let kept = |length: &&usize| !repeats.contains(&(**length + path.len()));
+            lengths.push(inherited.iter().filter(kept).copied().collect());
+            let mut children: Vec<(f32, i32, u32)> = shares
                 .into_iter()
                 .filter(|&(_, share)| share >= 0.003)
                 .map(|(token, share)| (reached * share, parent, token))
                 .filter(|&(probability, _, _)| probability >= floor)
                 .collect();
-            children.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.2.cmp(&b.2)));
-            if chain {
-                children.truncate(1);
-            }
+            let order = |a: &(f32, i32, u32), b: &(f32, i32, u32)| {
+                b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2)))
+            };
+            children.sort_by(order);
+            children.truncate(if chain { 1 } else { usize::MAX });
             waiting.extend(children);
-            waiting.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
+            waiting.sort_by(order);
             if waiting.is_empty() || draft.len() == max_nodes {
                 return draft;
             }
@@ -215,36 +233,26 @@ impl Oracle {
     }
 
     /// The contexts at a node, longest first, own before history.
-    #[expect(clippy::too_many_arguments, reason = "as above")]
-    fn levels(
-        &self,
-        own: &[u32],
-        tail: &[u32],
-        path: &[u32],
-        own_lengths: &[usize],
-        history_lengths: &[usize],
-        except: Option<usize>,
-        active: &[usize],
-    ) -> Vec<Level> {
+    fn levels(&self, path: &[u32], own: &[usize], history: &[usize]) -> Vec<Level> {
         let mut levels = Vec::new();
-        for length in (1..=self.max_depth).rev() {
-            let string = |text: &[u32]| [&text[text.len() - length..], path].concat();
-            if own_lengths.contains(&length) {
-                let (counts, latest) = own_followers(own, &string(own));
+        for context in (1..=self.oracle.max_depth).rev() {
+            let length = context + path.len();
+            if own.contains(&context) {
+                let (counts, latest) = self.own_followers(context, path);
                 levels.push(Level {
                     own: true,
-                    length: length + path.len(),
+                    length,
                     counts,
                     latest,
                 });
             }
-            if history_lengths.contains(&length) && length + path.len() < self.max_depth {
-                let counts = self.history(&string(tail), except, active);
+            if history.contains(&context) && length < self.oracle.max_depth {
+                let (counts, latest) = (self.history(context, path), None);
                 levels.push(Level {
                     own: false,
-                    length: length + path.len(),
+                    length,
                     counts,
-                    latest: None,
+                    latest,
                 });
             }
         }
@@ -259,24 +267,11 @@ struct Level {
     latest: Option<u32>,
 }
 
-/// What followed a string in the own text, and what did so last. At most the 256 latest occurrences of its end count, but
-/// no test text is that long.
-fn own_followers(own: &[u32], string: &[u32]) -> (Counts, Option<u32>) {
-    let mut counts = Counts::new();
-    let mut latest = None;
-    for window in own
-        .windows(string.len() + 1)
-        .filter(|window| &window[..string.len()] == string)
-    {
-        *counts.entry(window[string.len()]).or_default() += 1;
-        latest = Some(window[string.len()]);
-    }
-    (counts, latest)
-}
-
-/// The published rule: stick-breaking over the levels, four of each source with different totals.
-fn blend(levels: &[Level]) -> Counts32 {
+/// The published rule: stick-breaking over the levels, four of each source with different totals. Also returns the lengths
+/// of the history contexts that repeat a longer one.
+fn blend(levels: &[Level]) -> (Counts32, Vec<usize>) {
     let mut shares = Counts32::new();
+    let mut repeats = Vec::new();
     let mut mass = 1.0f32;
     let (mut used, mut last) = ([0, 0], [0, 0]);
     for level in levels {
@@ -285,7 +280,11 @@ fn blend(levels: &[Level]) -> Counts32 {
         }
         let source = usize::from(level.own);
         let total: u32 = level.counts.values().sum();
-        if total == 0 || used[source] == 4 || total == last[source] {
+        if used[source] == 4 {
+            continue;
+        }
+        if total == 0 || total == last[source] {
+            repeats.extend((!level.own).then_some(level.length));
             continue;
         }
         last[source] = total;
@@ -307,12 +306,12 @@ fn blend(levels: &[Level]) -> Counts32 {
         let weight = weight(level.own, level.length, total, level.counts.len(), dominant);
         for (Reverse(count), token) in followers {
             if token < START {
-                *shares.entry(token).or_default() += mass * weight * count as f32 / total as f32;
+                *shares.entry(token).or_default() += mass * (weight * count as f32 / total as f32);
             }
         }
         mass *= 1.0 - weight;
     }
-    shares
+    (shares, repeats)
 }
 
 type Counts32 = BTreeMap<u32, f32>;
