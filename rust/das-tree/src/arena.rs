@@ -1,17 +1,17 @@
 //! An append-only vector whose elements never move, so that readers may hold references while it grows.
 //!
-//! Elements live in segments allocated on demand: two of each size, sizes doubling. An index is turned into a segment and an
-//! offset with a count of leading zeros. At most a third of what is allocated is unused.
+//! Elements live in segments allocated on demand: four of each size, sizes doubling. An index is turned into a segment and
+//! an offset with a count of leading zeros. At most a quarter more is allocated than is used.
 
 use crate::sync::{Arc, AtomicU32, AtomicUsize, OnceLock, Ordering};
 
-/// The first two segments have `1 << (BASE - 1)` elements each.
-const BASE: u32 = if cfg!(loom) { 1 } else { 5 };
+/// The first four segments have `1 << (BASE - 2)` elements each.
+const BASE: u32 = if cfg!(loom) { 2 } else { 5 };
 /// Enough for all 32-bit indices; a model makes do with fewer.
 const SEGMENTS: usize = if cfg!(loom) {
-    8
+    12
 } else {
-    2 * (32 - BASE as usize)
+    4 * (32 - BASE as usize)
 };
 
 /// Counts bytes as they are allocated, for one tree and, if it belongs to a history, for that too.
@@ -67,12 +67,13 @@ pub(crate) struct Arena<T> {
 fn locate(index: u32) -> (usize, usize, usize) {
     let shifted = index + (1 << BASE);
     let top = 31 - shifted.leading_zeros();
-    let half = 1u32 << (top - 1);
-    let segment = 2 * (top - BASE) + u32::from(shifted & half != 0);
+    let quarter = top - 2;
+    let segment = 4 * (top - BASE) + ((shifted >> quarter) & 3);
+    let size = 1 << quarter;
     (
         segment as usize,
-        (shifted & (half - 1)) as usize,
-        half as usize,
+        (shifted & (size - 1)) as usize,
+        size as usize,
     )
 }
 
@@ -141,7 +142,7 @@ mod tests {
         assert!((0..1000).all(|i| arena.get(i).load(Ordering::Relaxed) == i * 3));
         let elements = meter.bytes() / size_of::<AtomicU32>();
         assert!(
-            (1000..1600).contains(&elements),
+            (1000..1300).contains(&elements),
             "{elements} elements allocated for 1000"
         );
     }

@@ -333,12 +333,11 @@ impl Scratch {
         let (first_occurrence, first_context) = (self.occurrences.len(), self.contexts.len());
         for i in parent.occurrences {
             let Occurrence { next, follower, .. } = self.occurrences[i];
-            if follower == node.token
-                && let Some(&follower) = view.own.get(next as usize + 1)
-            {
+            let after = view.own.get(next as usize + 1);
+            if let Some(&after) = after.filter(|_| follower == node.token) {
                 self.occurrences.push(Occurrence {
                     next: next + 1,
-                    follower,
+                    follower: after,
                     ..self.occurrences[i]
                 });
             }

@@ -184,13 +184,11 @@ impl Tree {
                 return Some(Locus { node, depth, edge });
             }
             let (_, child) = self.nodes.find(node, string(above))?;
-            if let Child::Node(next) = child
-                && self.nodes.get(next).depth() < depth
-            {
-                node = next;
-                continue;
-            }
             let start = match child {
+                Child::Node(next) if self.nodes.get(next).depth() < depth => {
+                    node = next;
+                    continue;
+                }
                 Child::Node(next) => self.nodes.get(next).position(),
                 Child::Leaf(start) => start,
             };
@@ -203,9 +201,12 @@ impl Tree {
     /// The longest suffix of (the string at `at`, then `token`) that is in the tree and at most `limit` long.
     pub(crate) fn advance(&self, mut at: Locus, token: Token, limit: u32) -> Locus {
         loop {
-            if at.depth < limit
-                && let Some(next) = self.step(&at, token)
-            {
+            let next = if at.depth < limit {
+                self.step(&at, token)
+            } else {
+                None
+            };
+            if let Some(next) = next {
                 return next;
             }
             match self.suffix(&at) {
