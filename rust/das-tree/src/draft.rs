@@ -258,8 +258,8 @@ impl Scratch {
                 upto,
             });
         }
-        self.occurrences
-            .sort_by_key(|occurrence| Reverse(occurrence.length));
+        let order = |at: &Occurrence| Reverse((at.length, at.next));
+        self.occurrences.sort_unstable_by_key(order);
         self.lengths.clear();
         for occurrence in &self.occurrences {
             if self.lengths.len() < CONTEXTS && self.lengths.last() != Some(&occurrence.length) {

@@ -198,7 +198,7 @@ impl<'a> Request<'a> {
         loop {
             let inherited = match parent {
                 -1 => &history_lengths,
-                _ => &lengths[1 + draft[parent as usize].1 as usize],
+                _ => &lengths[(1 + draft[parent as usize].1) as usize],
             };
             let levels = self.levels(&path, &own_lengths, inherited);
             let (shares, repeats) = blend(&levels);
