@@ -24,8 +24,8 @@ class Cost:
     per_request: float = 0.0
     per_row: float = 0.0015
 
-    def __call__(self, requests: int, width: int) -> float:
-        return self.base + self.per_request * requests + self.per_row * requests * width
+    def __call__(self, requests: int, rows: int) -> float:
+        return self.base + self.per_request * requests + self.per_row * rows
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def simulate(
     noise: float = 0.05,
     outliers: float = 0.02,
     floor: float = 0.0,
+    knows_queue: bool = True,
     seed: int = 0,
 ) -> Outcome:
     outcome = Outcome()
@@ -115,7 +116,7 @@ def simulate(
                 row_of[which] = policy.open(int(texts.problem[which]), workload.cap)
                 live.append(which)
             batch = np.array(live)
-            plan = policy.plan(row_of[batch], done[batch].astype(np.int32))
+            plan = policy.plan(row_of[batch], done[batch].astype(np.int32), len(waiting) if knows_queue else None)
             at = done[batch][:, None] + depth
             chance = np.take_along_axis(texts.chance[batch], at, axis=1)
             path = np.cumprod(chance ** (1.0 / workload.overconfident), axis=1).astype(np.float32)
@@ -125,7 +126,8 @@ def simulate(
             choice = policy.width(path, sizes, plan)
             right = np.take_along_axis(texts.right[batch], at, axis=1)
             agreed = np.minimum(np.cumprod(right, axis=1).sum(1), choice.drafts)
-            seconds = cost(len(batch), choice.width)
+            rows = len(batch) + int(choice.drafts.sum()) if policy.config.packed else len(batch) * choice.width
+            seconds = cost(len(batch), rows)
             clock += seconds
             steps += 1
             measured = seconds * np.exp(noise * rng.standard_normal())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang_das.policy import LONG, MEDIUM, SHORT, LengthModel
-from sglang_das.policy.classes import Survival
+from sglang_das.policy.survival import Survival
 
 CAP = 10_000
 

@@ -20,7 +20,7 @@ def show(model: LatencyModel, cost, steps: int, *, outliers: float = 0.0, noise:
         seconds = cost(requests, width) * np.exp(noise * rng.standard_normal())
         if rng.random() < outliers:
             seconds *= rng.uniform(2, 10)
-        model.observe(requests, width, seconds)
+        model.observe(requests, requests * width, seconds)
 
 
 def worst_error(model: LatencyModel, cost, requests=(1, 2, 4, 8, 16)) -> float:
@@ -57,9 +57,9 @@ def test_follows_a_curve_that_is_no_line():
 def test_one_slow_first_step_does_not_condemn_a_width():
     model = LatencyModel(WIDTHS)
     for _ in range(50):
-        model.observe(8, 1, line(8, 1))
-        model.observe(8, 4, line(8, 4))
-    model.observe(8, 3, 10 * line(8, 3))
+        model.observe(8, 8, line(8, 1))
+        model.observe(8, 32, line(8, 4))
+    model.observe(8, 24, 10 * line(8, 3))
     assert model.seconds(8)[2] < 1.3 * line(8, 3)
 
 
@@ -69,7 +69,7 @@ def test_load_that_comes_while_one_width_is_used_does_not_make_others_look_cheap
     show(model, line, 1000)
     ratio = model.seconds(8)[0] / model.seconds(8)[3]
     for _ in range(500):
-        model.observe(8, 4, 1.5 * line(8, 4) * np.exp(0.05 * rng.standard_normal()))
+        model.observe(8, 32, 1.5 * line(8, 4) * np.exp(0.05 * rng.standard_normal()))
     assert model.seconds(8)[3] == pytest.approx(1.5 * line(8, 4), rel=0.1)
     assert model.seconds(8)[0] / model.seconds(8)[3] == pytest.approx(ratio, rel=0.15)
 

@@ -90,7 +90,7 @@ def trained(cost, seed: int = 0) -> Policy:
     rng = np.random.default_rng(seed)
     for _ in range(600):
         requests, width = int(rng.integers(1, 20)), int(rng.choice(policy.config.step_widths))
-        policy.latency.observe(requests, width, cost(requests, width))
+        policy.latency.observe(requests, requests * width, cost(requests, width))
     return policy
 
 
@@ -133,7 +133,7 @@ def test_exploration_is_rare():
     for _ in range(2000):
         choice = policy.width(chains(rng, 8), np.full(8, 15, np.int32), plan)
         explored.append(choice.explored)
-        policy.latency.observe(8, choice.width, 0.06 + 0.0015 * 8 * choice.width)
+        policy.latency.observe(8, 8 * choice.width, 0.06 + 0.0015 * 8 * choice.width)
     assert 0 < sum(explored[200:]) <= 1800 / 100
 
 

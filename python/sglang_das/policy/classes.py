@@ -1,19 +1,19 @@
 """Length model: how long will this rollout be, judged by its problem's history and by how far it already is.
 
-Rollouts fall into three classes by final length L: Short (L < t1), Medium (t1 <= L < t2), Long (L >= t2). The
-thresholds are quantiles of the lengths seen lately. A rollout starts in the likeliest class of its problem and is
+**Classes.** Rollouts fall into three classes by final length L: Short (L < t1), Medium (t1 <= L < t2), Long (L >= t2).
+The thresholds are quantiles of the lengths seen lately. A rollout starts in the likeliest class of its problem and is
 judged again at every step (arXiv 2511.13841, section 4.2.3):
 
     Init_r = argmax_c P(L in c | problem),      Class_r = argmax_c P(L in c | L > tokens so far, Init_r).
 
-Not every length is known. An aborted rollout, one still running, and one that hit ``max_new_tokens`` were *at
-least* as long as seen, so all probabilities come from the product-limit (Kaplan-Meier) estimate
+A problem none of whose rollouts has ended is taken for Long.
 
-    S(x) = P(L > x) = prod over ends at y <= x of (1 - ends at y / rollouts at risk at y),
+**Remaining length.** Lengths of one problem are taken as L = m Z: m the problem's own mean, drawn to that of all problems
+while it has few rollouts, Z of one distribution for all. So
 
-where a rollout is at risk at y if it was seen both before and at y: one that was resumed at g tokens counts only
-beyond g. One imagined rollout that never ends is always at risk. It keeps S positive, and makes "no evidence" mean
-Long: the first rollouts of a new problem speculate, and so does whatever outlives everything seen.
+    P(remaining > x | tokens so far l) = S_Z((l + x) / m) / S_Z(l / m),      0 from max_new_tokens on.
+
+All estimates count lengths that are only lower bounds as such (:mod:`.survival`).
 """
 
 from __future__ import annotations
@@ -23,55 +23,19 @@ from collections import OrderedDict
 import numpy as np
 import numpy.typing as npt
 
+from .survival import Survival
+
 SHORT, MEDIUM, LONG = 0, 1, 2
 _UNKNOWN = 3  # initial class of a rollout none of whose siblings has ended: taken for Long, but no evidence about Long
 CLASS_NAMES = ("short", "medium", "long")
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Classes = npt.NDArray[np.int8]
 
 _ENOUGH = 8  # rollouts seen before thresholds mean anything; until then every rollout is Long
-_BORROWED = 4.0  # weight, in rollouts, of all other initial classes in P(class | tokens so far, initial class)
-_FREE = -1
-
-
-class Survival:
-    """Product-limit estimate of P(L > x)."""
-
-    def __init__(self, entries: Ints, lengths: Ints, ended: Bools, weights: Floats | None = None) -> None:
-        """Rollouts were watched from ``entries`` (exclusive) to ``lengths`` tokens, all of shape [n].
-
-        ``ended`` marks the lengths that are final; the others are lower bounds. ``weights`` defaults to ones. A rollout
-        not watched for a single token says nothing and is left out.
-        """
-        if weights is None:
-            weights = np.ones(len(lengths))
-        watched = lengths > entries
-        entries, lengths, ended, weights = entries[watched], lengths[watched], ended[watched], weights[watched]
-        order = np.lexsort((~ended, lengths))  # at equal length the ended come first: the others were still at risk
-        weight = weights[order]
-        self._lengths = lengths[order]
-        by_entry = np.argsort(entries, kind="stable")
-        entering = np.append(_sum_to_the_right(weights[by_entry]), 0.0)
-        not_yet_watched = entering[np.searchsorted(entries[by_entry], self._lengths, side="left")]
-        at_risk = 1.0 + _sum_to_the_right(weight) - not_yet_watched
-        self._values = np.append(1.0, np.cumprod(1.0 - np.where(ended[order], weight, 0.0) / at_risk))
-
-    def beyond(self, x: npt.ArrayLike) -> Floats:
-        """P(L > x), elementwise."""
-        values: Floats = self._values[np.searchsorted(self._lengths, x, side="right")]
-        return values
-
-    def quantile(self, q: float) -> int:
-        """Least length x seen with P(L <= x) >= q; the greatest seen if the evidence ends earlier, 0 without any."""
-        reached = int(np.searchsorted(1.0 - self._values[1:], q - 1e-9, side="left"))
-        return int(self._lengths[min(reached, len(self._lengths) - 1)]) if len(self._lengths) else 0
-
-
-def _sum_to_the_right(values: Floats) -> Floats:
-    return np.cumsum(values[::-1])[::-1]
+_BORROWED = 4.0  # weight, in rollouts, of all the others where evidence is taken from few
+_GRID = np.append(0.0, np.geomspace(0.01, 100.0, 240))  # lengths, in means, at which S_Z is kept
 
 
 class _Records:
@@ -82,19 +46,26 @@ class _Records:
         self.lengths = np.zeros(capacity, np.int64)
         self.ended = np.zeros(capacity, np.bool_)
         self.initial = np.zeros(capacity, np.int8)
+        self.means = np.ones(capacity)
         self.added = 0
 
-    def add(self, entry: int, length: int, ended: bool, initial: int) -> None:
+    def add(self, entry: int, length: int, ended: bool, initial: int, mean: float) -> None:
         at = self.added % len(self.lengths)
-        self.entries[at], self.lengths[at], self.ended[at], self.initial[at] = entry, length, ended, initial
+        self.entries[at], self.lengths[at], self.ended[at] = entry, length, ended
+        self.initial[at], self.means[at] = initial, mean
         self.added += 1
 
     def __len__(self) -> int:
         return min(self.added, len(self.lengths))
 
+    def mean(self) -> tuple[int, int]:
+        """Tokens watched, and how many rollouts ended in them: their ratio is the mean length if ends come evenly."""
+        seen = len(self)
+        return int((self.lengths[:seen] - self.entries[:seen]).sum()), int(self.ended[:seen].sum())
+
 
 class LengthModel:
-    """Classes of the live rollouts, learned from those that are over."""
+    """Live rollouts, and what is to be expected of them, learned from those that are over."""
 
     def __init__(self, short_quantile: float, long_quantile: float, history: int, pool: int, max_problems: int) -> None:
         """Start without evidence: everything is Long.
@@ -113,14 +84,17 @@ class LengthModel:
         self._pool = _Records(pool)
         self.thresholds = (0, 0)
         self._table = np.full((4, 1), LONG, np.int8)  # [initial class, tokens so far] -> class
-        self._table_known = False
+        self._shape = np.ones(len(_GRID))  # S_Z on _GRID
+        self._mean = 1.0
+        self.has_evidence = False
         self._next_refresh = _ENOUGH
         self._free: list[int] = []
-        self._problem = np.full(0, _FREE, np.int64)
+        self._problem = np.zeros(0, np.int64)
         self._entry = np.zeros(0, np.int64)
         self._cap = np.zeros(0, np.int64)
         self._generated = np.zeros(0, np.int64)
         self._initial = np.zeros(0, np.int8)
+        self._problem_mean = np.zeros(0)
         self._open = np.zeros(0, np.bool_)
 
     def open(self, problem: int, max_new_tokens: int, generated: int = 0) -> int:
@@ -131,7 +105,7 @@ class LengthModel:
         self._problem[row], self._entry[row], self._cap[row] = problem, generated, max_new_tokens
         self._generated[row], self._open[row] = generated, True
         self._remember(problem)
-        self._initial[row] = self._class_of_problem(problem)
+        self._initial[row], self._problem_mean[row] = self._judge_problem(problem)
         return row
 
     def close(self, row: int, length: int, finished: bool) -> None:
@@ -141,16 +115,18 @@ class LengthModel:
         a lower bound, whatever ``finished`` says, for another one may be allowed more.
         """
         problem, entry = int(self._problem[row]), int(self._entry[row])
-        ended = finished and length < self._cap[row]
         self._open[row] = False
         self._free.append(row)
         if length > entry:
-            initial = int(self._initial[row])
-            self._remember(problem).add(entry, length, ended, initial)
-            self._pool.add(entry, length, ended, initial)
+            ended = finished and length < self._cap[row]
+            seen = (entry, length, bool(ended), int(self._initial[row]), float(self._problem_mean[row]))
+            self._remember(problem).add(*seen)
+            self._pool.add(*seen)
         if self._pool.added >= self._next_refresh:
             self._refresh()
-        self._initial[self._siblings(problem)] = self._class_of_problem(problem)
+        siblings = self._siblings(problem)
+        if len(siblings):
+            self._initial[siblings], self._problem_mean[siblings] = self._judge_problem(problem)
 
     def classify(self, rows: Ints, generated: npt.NDArray[np.integer]) -> Classes:
         """Class of each live row, given its tokens so far: int8 [n]."""
@@ -162,10 +138,16 @@ class LengthModel:
         classes: Classes = np.minimum(likeliest, allowed)
         return classes
 
-    def remaining(self, rows: Ints) -> Ints:
+    def left(self, rows: Ints) -> Ints:
         """Tokens each row may still generate, by its ``max_new_tokens``: int64 [n]."""
         left: Ints = self._cap[rows] - self._generated[rows]
         return left
+
+    def lasts_beyond(self, rows: Ints, ahead: Floats) -> Floats:
+        """P(a row generates more than this many further tokens): float64 [n, len(ahead)]."""
+        so_far, mean = self._generated[rows][:, None], self._problem_mean[rows][:, None]
+        lasting = self._shape_at((so_far + ahead) / mean) / self._shape_at(so_far / mean)
+        return np.where(ahead < self.left(rows)[:, None], lasting, 0.0)
 
     def require_open(self, rows: Ints) -> None:
         """Raise ValueError unless every row is open."""
@@ -196,44 +178,69 @@ class LengthModel:
     def _siblings(self, problem: int) -> Ints:
         return np.flatnonzero(self._open & (self._problem == problem))
 
-    def _class_of_problem(self, problem: int) -> int:
-        """Likeliest class of a new rollout of this problem; the running ones count as at least this long."""
+    def _judge_problem(self, problem: int) -> tuple[int, float]:
+        """Likeliest class and mean length of its rollouts; those running count as at least this long."""
         records, running = self._problems[problem], self._siblings(problem)
         seen = len(records)
-        if not self._table_known or not records.ended[:seen].any():
-            return _UNKNOWN
+        watched, ends = records.mean()
+        if not self.has_evidence or not ends:
+            return _UNKNOWN, self._mean
+        running_since, running_at = self._entry[running], self._generated[running]
         survival = Survival(
-            np.concatenate((records.entries[:seen], self._entry[running])),
-            np.concatenate((records.lengths[:seen], self._generated[running])),
+            np.concatenate((records.entries[:seen], running_since)),
+            np.concatenate((records.lengths[:seen], running_at)),
             np.concatenate((records.ended[:seen], np.zeros(len(running), np.bool_))),
         )
-        return int(_likeliest(survival, np.zeros(1, np.int64), self.thresholds)[0])
+        watched += int((running_at - running_since).sum())
+        mean = (watched + _BORROWED * self._mean) / (ends + _BORROWED)
+        return int(_likeliest(survival, np.zeros(1, np.int64), self.thresholds)[0]), mean
+
+    def _shape_at(self, z: Floats) -> Floats:
+        steps = (len(_GRID) - 2) / np.log(_GRID[-1] / _GRID[1])
+        at = np.ceil(np.log(np.maximum(z, 1e-9) / _GRID[1]) * steps) + 1  # the grid point at or above z
+        values: Floats = self._shape[np.clip(at, 0, len(_GRID) - 1).astype(np.int64)]
+        return values
 
     def _refresh(self) -> None:
-        """Thresholds and the class table, from the pool. Done seldom once the pool is large: it then moves slowly."""
-        seen = len(self._pool)
+        """Thresholds and tables from the pool and all that runs. Seldom once the pool is large: it then moves slowly.
+
+        Those that finish first are the short ones; without the running ones as lower bounds, an epoch would begin by
+        taking every survivor for an exception.
+        """
+        seen, running = len(self._pool), np.flatnonzero(self._open)
         self._next_refresh = self._pool.added + 1 + seen // 32
-        entries, lengths = self._pool.entries[:seen], self._pool.lengths[:seen]
-        ended, initial = self._pool.ended[:seen], self._pool.initial[:seen]
+        entries = np.concatenate((self._pool.entries[:seen], self._entry[running]))
+        lengths = np.concatenate((self._pool.lengths[:seen], self._generated[running]))
+        ended = np.concatenate((self._pool.ended[:seen], np.zeros(len(running), np.bool_)))
+        initial = np.concatenate((self._pool.initial[:seen], self._initial[running]))
         overall = Survival(entries, lengths, ended)
         self.thresholds = (overall.quantile(self._quantiles[0]), overall.quantile(self._quantiles[1]))
+        self._table = self._class_table(entries, lengths, ended, initial)
+        self._mean = float((lengths - entries).sum()) / max(int(ended.sum()), 1)
+        means = np.concatenate((self._pool.means[:seen], self._problem_mean[running]))
+        means[initial == _UNKNOWN] = self._mean
+        self._shape = Survival(entries / means, lengths / means, ended).beyond(_GRID)
+        self.has_evidence = True
+
+    def _class_table(self, entries: Ints, lengths: Ints, ended: npt.NDArray[np.bool_], initial: Classes) -> Classes:
         so_far = np.arange(self.thresholds[1] + 1)
         table = np.full((4, len(so_far)), LONG, np.int8)
         for start in (SHORT, MEDIUM, LONG):
             own = initial == start
-            others = seen - int(own.sum())
+            others = len(own) - int(own.sum())
             weights = np.where(own, 1.0, _BORROWED / max(others, _BORROWED))
             table[start] = _likeliest(Survival(entries, lengths, ended, weights), so_far, self.thresholds)
-        self._table, self._table_known = table, True
+        return table
 
     def _grow(self) -> None:
         old = len(self._open)
         new = max(64, old)
-        self._problem = np.append(self._problem, np.full(new, _FREE, np.int64))
-        self._entry, self._cap, self._generated = (
-            np.append(array, np.zeros(new, np.int64)) for array in (self._entry, self._cap, self._generated)
+        self._problem, self._entry, self._cap, self._generated = (
+            np.append(array, np.zeros(new, np.int64))
+            for array in (self._problem, self._entry, self._cap, self._generated)
         )
         self._initial = np.append(self._initial, np.zeros(new, np.int8))
+        self._problem_mean = np.append(self._problem_mean, np.ones(new))
         self._open = np.append(self._open, np.zeros(new, np.bool_))
         self._free.extend(range(old + new - 1, old - 1, -1))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-ARMS = ("das-classes", "unlimited", "fixed:N", "off")
+ARMS = ("das", "das-classes", "unlimited", "fixed:N", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,12 @@ class PolicyConfig:
     """
 
     arm: str = "das-classes"
-    """Which policy decides: ``das-classes`` (length classes and the width of best rate), ``unlimited`` (every request
-    drafts all it can), ``fixed:N`` (every request drafts N tokens) or ``off`` (plain decoding)."""
+    """Which policy decides: ``das`` (tokens weighed by what they save of the makespan), ``das-classes`` (length classes
+    cap the drafts, as in the paper), both with the step of best value per second; ``unlimited`` (every request drafts
+    all it can), ``fixed:N`` (every request drafts N tokens) or ``off`` (plain decoding)."""
+
+    packed: bool = False
+    """Whether the engine verifies exactly the rows drafted, instead of the same number for every request."""
 
     max_width: int = 16
     """Most rows one request may take in a verify step: its root and ``max_width - 1`` drafts."""
@@ -76,7 +80,7 @@ class PolicyConfig:
         _check(0.0 <= self.margin < 1.0, "margin", self.margin, "at least 0 and below 1")
 
     def _arm_is_known(self) -> bool:
-        return self.arm in ("das-classes", "unlimited", "off") or 1 <= self.fixed_drafts < self.max_width
+        return (self.arm in ARMS and self.arm != "fixed:N") or 1 <= self.fixed_drafts < self.max_width
 
     @property
     def fixed_drafts(self) -> int:

@@ -1,15 +1,15 @@
-"""Latency model: the time of a verify step of b requests at width W, learned from the engine's own steps.
+"""Latency model: the time of a verify step of b requests and n rows, learned from the engine's own steps.
 
-    t(b, W) = level * (c_base + c_req * b + c_tok * b * W) * exp(residual(b, W))
+    t(b, n) = level * (c_base + c_req * b + c_tok * n) * exp(residual(b, n))
 
 The line generalises arXiv 2511.13841, equation (1), which has no c_req. The residual bends it: real cost is a curve
 over rows, flat while the device is idle and steep beyond. ``level`` follows the machine's load, so that a width not
 tried for a while is not mistaken for a cheap one merely because the machine was quiet then.
 
-Single steps may take ten times as long as they should, so nothing here is an average. Each cell of a grid (bucket
-of requests, width) keeps its last samples and their median. The line is fitted to the medians, by relative error,
-cells with more samples weighing more. The residual of a cell is what its median says beyond the line, trusted as
-far as it has samples, and lent to neighbouring cells that have fewer.
+Single steps may take ten times as long as they should, so nothing here is an average. Each cell of a grid (bucket of
+requests, rows per request) keeps its last samples and their median. The line is fitted to the medians, by relative
+error, cells with more samples weighing more. The residual of a cell is what its median says beyond the line, trusted
+as far as it has samples, and lent to neighbouring cells that have fewer.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _RECENT = 15  # steps the level looks back: a change of load shows after half of
 
 
 class LatencyModel:
-    """Step time over (requests, width)."""
+    """Step time over (requests, rows)."""
 
     def __init__(self, widths: tuple[int, ...]) -> None:
-        """Start from a prior; ``widths`` are those a step may have, increasing from 1."""
+        """Start from a prior; ``widths`` are the rows per request at which time is learned, increasing from 1."""
         self._widths = np.array(widths, np.float64)
-        self._column = {width: column for column, width in enumerate(widths)}
+        self._between = np.sqrt(self._widths[1:] * self._widths[:-1]).tolist()
         shape = (len(_BUCKETS), len(widths))
         self._samples = np.zeros((*shape, _SAMPLES))
         self._count = np.zeros(shape, np.int64)
@@ -65,17 +65,22 @@ class LatencyModel:
             self._cached = (requests, np.maximum.accumulate(bent) * self._level)  # more rows never cost less
         return self._cached[1]
 
+    def seconds_of_rows(self, requests: int, rows: int | list[int] | npt.NDArray[np.int64]) -> Floats:
+        """Expected step time of ``requests`` requests that verify ``rows`` rows in all, elementwise."""
+        times: Floats = np.interp(np.asarray(rows), requests * self._widths, self.seconds(requests))
+        return times
+
     def samples(self, requests: int) -> npt.NDArray[np.int64]:
         """Steps seen of about this many requests, at each width: int64 [widths]."""
         count: npt.NDArray[np.int64] = self._count[bucket(requests)]
         return count
 
-    def observe(self, requests: int, width: int, seconds: float) -> None:
-        """A verify step of ``requests`` requests at ``width`` took ``seconds``."""
-        row, column = bucket(requests), self._column[width]
-        base, per_request, per_token = self._line
-        line = base + per_request * requests + per_token * requests * width
-        sized = seconds * float(self._grid_line[row, column]) / line  # as if of the bucket's own size
+    def observe(self, requests: int, rows: int, seconds: float) -> None:
+        """A verify step of ``requests`` requests and ``rows`` rows in all took ``seconds``."""
+        row, column = bucket(requests), self.column(rows / requests)
+        base, per_request, per_row = self._line
+        line = base + per_request * requests + per_row * rows
+        sized = seconds * float(self._grid_line[row, column]) / line  # as if at the very centre of its cell
         count = int(self._count[row, column])
         if count >= _SETTLED:
             self._recent[self._settled_steps % _RECENT] = sized / self._median[row, column]
@@ -91,6 +96,10 @@ class LatencyModel:
         if self._observed >= self._next_refit:
             self._refit()
             self._next_refit = self._observed + (1 if count < _TRUST else _REFIT_EVERY)
+
+    def column(self, width: float) -> int:
+        """Index of the grid width nearest to this many rows per request."""
+        return bisect_right(self._between, width)
 
     @property
     def coefficients(self) -> tuple[float, float, float]:

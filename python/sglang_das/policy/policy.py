@@ -23,7 +23,8 @@ from .classes import LONG, MEDIUM, SHORT, LengthModel
 from .config import PolicyConfig
 from .latency import LatencyModel
 from .switch import OffSwitch
-from .width import Explorer, WidthChoice, expected_tokens
+from .tail import Tail
+from .width import WidthChoice, WidthChooser
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class Plan:
     """Most nodes to draft, int32 [n]; 0 means do not draft."""
     floor: npt.NDArray[np.float32]
     """Path probability below which a node is not worth drafting, float32 [n]."""
+    weights: npt.NDArray[np.float64] | None = None
+    """What a token of each request is worth, float64 [n] of mean one; None where all are worth the same."""
 
 
 class Policy:
@@ -49,14 +52,15 @@ class Policy:
         )
         self.latency = LatencyModel(config.step_widths)
         self.calibration = Calibration()
-        self._widths = np.array(config.step_widths, np.int64)
-        self._explorer = Explorer(config.explore_every)
+        self._adaptive = config.arm in ("das", "das-classes")
+        self._chooser = WidthChooser(config.step_widths, self.latency, config.explore_every, config.margin)
+        self._tail = Tail(self.lengths)
         self._switch = OffSwitch(config.retest_after)
         self._caps = np.full(3, max(config.step_widths) - 1, np.int32)
         if config.arm == "das-classes":
             self._caps[SHORT] = 0
             self._caps[MEDIUM] = min(config.medium_drafts, self._caps[LONG])
-        self._steps = np.zeros(len(self._widths), np.int64)
+        self._steps: dict[int, int] = {}
         self._plans = self._plans_off = self._drafted = self._accepted = 0
 
     def open(self, problem: int, max_new_tokens: int, generated: int = 0) -> int:
@@ -92,12 +96,13 @@ class Policy:
             raise ValueError(f"policy: length is {length}, must be the number of tokens generated, 0 or more")
         self.lengths.close(row, length, finished)
 
-    def plan(self, rows: npt.NDArray[np.int64], generated: npt.NDArray[np.int32]) -> Plan:
+    def plan(self, rows: npt.NDArray[np.int64], generated: npt.NDArray[np.int32], waiting: int | None = None) -> Plan:
         """What each of the live requests may draft. Call once per step, before drafting.
 
         Args:
             rows: int64 [n], open rows.
             generated: int32 [n], tokens each has generated so far.
+            waiting: rollouts in the queue; if not known, inferred from slots that stay free.
 
         Raises:
             ValueError: the arrays differ in shape or a row is not open.
@@ -112,13 +117,15 @@ class Policy:
         # Classes are relative to the live batch: whoever is expected to last longest is what the batch waits for.
         classes = classes + np.int8(LONG - int(classes.max()))
         self._plans += 1
-        if self.config.arm == "das-classes" and not self._switch.is_on(requests):
+        if self._adaptive and not self._switch.is_on(requests):
             self._plans_off += 1
             max_drafts = np.zeros(requests, np.int32)
         else:
-            left = np.maximum(self.lengths.remaining(rows) - 1, 0)  # the step's own token needs no draft
+            left = np.maximum(self.lengths.left(rows) - 1, 0)  # the step's own token needs no draft
             max_drafts = np.minimum(self._caps[classes], left).astype(np.int32)
-        return Plan(classes, max_drafts, np.full(requests, self._floor(requests), np.float32))
+        floor = np.full(requests, self._floor(requests), np.float32)
+        weights = self._weights(rows, waiting) if self.config.arm == "das" else None
+        return Plan(classes, max_drafts, floor, weights)
 
     def width(self, probabilities: npt.NDArray[np.float32], sizes: npt.NDArray[np.int32], plan: Plan) -> WidthChoice:
         """Width of the step, and how many of its drafted nodes each request verifies.
@@ -138,26 +145,14 @@ class Policy:
                 f"the plan is for {requests} requests, so they must be [{requests}, K] and [{requests}]"
             )
         usable = np.minimum(np.minimum(sizes, plan.max_drafts), probabilities.shape[1]).astype(np.int32, copy=False)
-        longest = int(usable.max(initial=0))
-        if not longest:
+        if not usable.any():
             seconds = float(self.latency.seconds(requests)[0]) if requests else 0.0
             return WidthChoice(1, np.zeros(requests, np.int32), float(requests), seconds, False)
-        widest = min(int(np.searchsorted(self._widths, longest + 1)), len(self._widths) - 1)
-        times = self.latency.seconds(requests)
-        corrected = self.calibration(probabilities[:, :longest])
-        tokens = expected_tokens(corrected, usable)
-        used = np.minimum(self._widths[: widest + 1] - 1, longest)
-        best, explored = widest, False
-        if self.config.arm == "das-classes":
-            rate = tokens[used] / times[: widest + 1]
-            best = int(rate.argmax())
-            if rate[best] <= rate[0] * (1.0 + self.config.margin):
-                best = 0
-            tried = self._explorer.neighbour(best, widest, requests, self.latency.samples(requests))
-            best, explored = tried, tried != best
-        width = int(self._widths[best])
-        drafts = np.minimum(usable, np.int32(width - 1))
-        return WidthChoice(width, drafts, float(tokens[used[best]]), float(times[best]), explored)
+        corrected = self.calibration(probabilities)
+        if not self._adaptive:
+            return self._chooser.widest(corrected, usable)
+        choose = self._chooser.packed if self.config.packed else self._chooser.uniform
+        return choose(corrected, usable, plan.weights)
 
     def observe_step(self, requests: int, width: int, seconds: float, drafted: int, accepted: int) -> None:
         """The engine's own measurement of a verify step.
@@ -172,9 +167,8 @@ class Policy:
         Raises:
             ValueError: a value is impossible, or the width is none of the configured ones.
         """
-        column = int(np.searchsorted(self._widths, width))
-        if column == len(self._widths) or self._widths[column] != width:
-            raise ValueError(f"policy: width is {width}, must be one of {self._widths.tolist()}")
+        if not self.config.packed and width not in self.config.step_widths:
+            raise ValueError(f"policy: width is {width}, must be one of {self.config.step_widths}")
         if requests < 1 or not 0 <= accepted <= drafted:
             raise ValueError(
                 f"policy: requests is {requests}, drafted {drafted}, accepted {accepted}; "
@@ -182,14 +176,14 @@ class Policy:
             )
         if not (math.isfinite(seconds) and seconds > 0.0):
             raise ValueError(f"policy: seconds is {seconds}, must be a positive time")
-        self.latency.observe(requests, width, seconds)
-        self._steps[column] += 1
+        rows = requests + drafted if self.config.packed else requests * width
+        self.latency.observe(requests, rows, seconds)
+        self._steps[width] = self._steps.get(width, 0) + 1
         self._drafted += drafted
         self._accepted += accepted
         if width > 1:
-            times = self.latency.seconds(requests)
-            plain = float(times[0]) * (1.0 + accepted / requests)
-            self._switch.observe(requests, plain, float(times[column]))
+            plain, speculative = self.latency.seconds_of_rows(requests, [requests, rows]).tolist()
+            self._switch.observe(requests, plain * (1.0 + accepted / requests), speculative)
 
     def observe_drafts(
         self,
@@ -221,7 +215,7 @@ class Policy:
         short_below, long_from = self.lengths.thresholds
         return {
             "arm": self.config.arm,
-            "steps_by_width": {int(w): int(n) for w, n in zip(self._widths, self._steps, strict=True) if n},
+            "steps_by_width": dict(sorted(self._steps.items())),
             "drafted": self._drafted,
             "accepted": self._accepted,
             "calibration": self.calibration.ratio,
@@ -235,9 +229,19 @@ class Policy:
             "steps_off": self._plans_off,
         }
 
+    def _weights(self, rows: npt.NDArray[np.int64], waiting: int | None) -> npt.NDArray[np.float64]:
+        """Seconds a step of each request costs the makespan, scaled to mean one.
+
+        A step less for request i saves c_base if i is the last to finish, and its own c_req + c_tok in any case.
+        """
+        base, per_request, per_row = self.latency.coefficients
+        worth = base * self._tail.shares(rows, waiting) + per_request + per_row
+        weights: npt.NDArray[np.float64] = worth / worth.mean()
+        return weights
+
     def _floor(self, requests: int) -> float:
         """Half of what a node must bring: a width also carries nodes that pay less than their share."""
-        if self.config.arm != "das-classes":
+        if not self._adaptive:
             return 0.0
         share = self.latency.coefficients[2] * requests / float(self.latency.seconds(requests)[0])
         return max(self.config.min_floor, 0.5 * share)

@@ -1,11 +1,17 @@
-"""Width of a verify step: how many rows every request takes, root included.
+"""Which drafted nodes a verify step takes.
 
-The engine verifies requests x W rows whatever each request drafted, so one width serves all. With d_i usable drafts
-of path probabilities p_i1 >= p_i2 >= ..., width W is expected to emit
+With drafts of path probabilities p_i1 >= p_i2 >= ..., a step that verifies the first d_i of each request is expected to
+bring, in tokens weighed by what a token of request i is worth,
 
-    tokens(W) = sum_i (1 + sum_{j <= min(d_i, W - 1)} p_ij)
+    value = sum_i w_i (1 + sum_{j <= d_i} p_ij)
 
-and takes t(b, W) seconds (:mod:`.latency`). The best W maximises tokens(W) / t(b, W); W = 1 is plain decoding.
+and takes t(b, rows) seconds (:mod:`.latency`). The best step maximises value / t. No drafts at all is plain decoding.
+
+* *Uniform*: the engine verifies b x W rows whatever each request drafted. One width W serves all, and d_i = min(W - 1,
+  drafts of i): slots that W leaves empty are filled for nothing.
+* *Packed*: rows are sum_i (1 + d_i). The best m nodes of the whole batch are the m of largest w_i p_ij; best-first order
+  makes them a prefix of every request's nodes. This is the price form of the policy: a node is worth it iff
+  w_i p_ij >= (value / t) * dt / drows.
 
 A cost never measured stays a guess, so now and then a step takes a neighbour of the best width instead.
 """
@@ -17,12 +23,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .latency import bucket
+from .latency import LatencyModel, bucket
 
 Floats = npt.NDArray[np.float64]
+Probabilities = npt.NDArray[np.float32]
+Counts = npt.NDArray[np.int32]
 
 _THIN = 4  # samples below which a neighbour's cost is tried soon
 _THIN_EVERY = 8
+_CANDIDATES = 64  # sizes of a packed step that are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +39,15 @@ class WidthChoice:
     """What a verify step does."""
 
     width: int
-    """Rows per request, from the configured widths."""
-    drafts: npt.NDArray[np.int32]
+    """Rows per request, root included: uniform, one of the configured widths; packed, those of the widest request."""
+    drafts: Counts
     """Drafted nodes each request verifies, int32 [n], each at most ``width - 1``."""
     tokens: float
     """Tokens the step is expected to emit over all requests, the certain one of each included."""
     seconds: float
     """Time the step is expected to take."""
     explored: bool
-    """Whether this is a neighbour of the best width, taken to learn its cost."""
-
-
-def expected_tokens(probabilities: npt.NDArray[np.float32], usable: npt.NDArray[np.int32]) -> Floats:
-    """Expected tokens of the batch when every request may use k drafts, for k from 0 to K: float64 [K + 1].
-
-    ``probabilities`` is float32 [n, K], ``usable`` int32 [n] the nodes each request really has.
-    """
-    requests, nodes = probabilities.shape
-    used = np.arange(nodes, dtype=np.int32) < usable[:, None]
-    tokens = np.empty(nodes + 1)
-    tokens[0] = requests
-    np.einsum("ij,ij->j", probabilities, used, out=tokens[1:], casting="unsafe")
-    return np.cumsum(tokens, out=tokens)
+    """Whether this is a neighbour of the best choice, taken to learn its cost."""
 
 
 class Explorer:
@@ -76,3 +72,97 @@ class Explorer:
             return best
         self._steps[at], self._turns[at] = 0, turn + 1
         return candidate
+
+
+class WidthChooser:
+    """Chooses the nodes of a step by value per second."""
+
+    def __init__(self, widths: tuple[int, ...], latency: LatencyModel, explore_every: int, margin: float) -> None:
+        """``widths`` are those a step may have; it speculates only for a gain in value per second above ``margin``."""
+        self._widths = np.array(widths, np.int64)
+        self._latency = latency
+        self._explorer = Explorer(explore_every)
+        self._margin = margin
+
+    def uniform(self, probabilities: Probabilities, usable: Counts, weights: Floats | None) -> WidthChoice:
+        """The best common width; ``usable`` int32 [n] are the nodes each request may use, ``weights`` default to one."""
+        requests, longest = len(usable), int(usable.max())
+        probabilities = _only(probabilities[:, :longest], usable)
+        value = _cumulative(probabilities, weights)
+        widest = self._widest(longest)
+        used = np.minimum(self._widths[: widest + 1] - 1, longest)
+        times = self._latency.seconds(requests)[: widest + 1]
+        best = self._best(value[used] / times)
+        column = self._explorer.neighbour(best, widest, requests, self._latency.samples(requests))
+        return self._at_width(column, probabilities, usable, explored=column != best)
+
+    def widest(self, probabilities: Probabilities, usable: Counts) -> WidthChoice:
+        """The least width that takes every usable node, whatever it costs."""
+        longest = int(usable.max())
+        return self._at_width(self._widest(longest), _only(probabilities[:, :longest], usable), usable, explored=False)
+
+    def packed(self, probabilities: Probabilities, usable: Counts, weights: Floats | None) -> WidthChoice:
+        """The best set of nodes where every node costs one row."""
+        requests, longest = len(usable), int(usable.max())
+        probabilities = _only(probabilities[:, :longest], usable)
+        worth = probabilities if weights is None else probabilities * weights.astype(np.float32)[:, None]
+        ranked = np.sort(worth, axis=None)[::-1]
+        nodes = int(usable.sum())
+        sizes = np.unique(np.linspace(0, nodes, min(nodes, _CANDIDATES) + 1).astype(np.int64))
+        # Nodes of equal worth are taken all or none: which of them would come first is nobody's decision.
+        sizes = np.searchsorted(-ranked[:nodes], -np.append(np.float32(np.inf), ranked[sizes[1:] - 1]), side="right")
+        certain = float(requests if weights is None else weights.sum())
+        value = certain + np.append(0.0, np.cumsum(ranked[:nodes], dtype=np.float64))[sizes]
+        times = self._latency.seconds_of_rows(requests, requests + sizes)
+        best = self._best(value / times)
+
+        column = self._latency.column(1.0 + sizes[best] / requests)
+        tried = self._explorer.neighbour(column, self._widest(longest), requests, self._latency.samples(requests))
+        taken = int(sizes[best])
+        if tried != column:
+            taken = min(nodes, int((self._widths[tried] - 1) * requests))
+        drafts = np.zeros(requests, np.int32)
+        if taken:
+            drafts = np.minimum((worth >= ranked[taken - 1]).sum(axis=1, dtype=np.int32), usable)
+        rows = requests + int(drafts.sum())
+        return WidthChoice(
+            width=int(drafts.max()) + 1,
+            drafts=drafts,
+            tokens=requests + float(_only(probabilities, drafts).sum()),
+            seconds=float(self._latency.seconds_of_rows(requests, rows)),
+            explored=tried != column,
+        )
+
+    def _widest(self, longest: int) -> int:
+        return min(int(np.searchsorted(self._widths, longest + 1)), len(self._widths) - 1)
+
+    def _best(self, rate: Floats) -> int:
+        best = int(rate.argmax())
+        return best if rate[best] > rate[0] * (1.0 + self._margin) else 0
+
+    def _at_width(self, column: int, probabilities: Probabilities, usable: Counts, *, explored: bool) -> WidthChoice:
+        width, requests = int(self._widths[column]), len(usable)
+        return WidthChoice(
+            width=width,
+            drafts=np.minimum(usable, np.int32(width - 1)),
+            tokens=requests + float(probabilities[:, : width - 1].sum()),
+            seconds=float(self._latency.seconds(requests)[column]),
+            explored=explored,
+        )
+
+
+def _only(probabilities: Probabilities, usable: Counts) -> Probabilities:
+    """Probabilities of the usable nodes, zero elsewhere."""
+    return probabilities * (np.arange(probabilities.shape[1], dtype=np.int32) < usable[:, None])
+
+
+def _cumulative(probabilities: Probabilities, weights: Floats | None) -> Floats:
+    """Value of a step in which every request may use k nodes, for k from 0 to K: float64 [K + 1]."""
+    value = np.empty(probabilities.shape[1] + 1)
+    if weights is None:
+        value[0] = len(probabilities)
+        value[1:] = probabilities.sum(axis=0)
+    else:
+        value[0] = weights.sum()
+        value[1:] = weights.astype(np.float32) @ probabilities
+    return np.cumsum(value, out=value)
