@@ -12,13 +12,12 @@ GRID = np.linspace(0, 1, 101, dtype=np.float32)[None]
 
 
 def teach(calibration: Calibration, truth, steps: int = 400) -> None:
-    """Chains of 8 drafts whose token j agrees with probability truth(path j) / truth(path j - 1)."""
+    """Chains of 8 drafts: one draw for each, and its nodes agree as far as truth(path) is above it."""
     rng = np.random.default_rng(0)
     for _ in range(steps):
         path = np.cumprod(rng.uniform(0.3, 1.0, (8, 8)), axis=1).astype(np.float32)
         true = truth(path)
-        agreed = (rng.random((8, 1)) < true).sum(1)  # one draw per chain: nodes agree up to some depth
-        calibration.observe(path, np.full(8, 8, np.int32), (agreed + 1).astype(np.int32))
+        calibration.observe(path, np.full(8, 8, np.int32), rng.random((8, 1)) < true)
 
 
 def test_starts_at_identity():
@@ -52,8 +51,7 @@ def test_is_monotone_and_within_bounds(steps):
     calibration = Calibration()
     for path, drafts, accept_len in steps:
         best_first = np.array([sorted(path, reverse=True)], np.float32)
-        accepted = np.array([min(accept_len, drafts + 1)], np.int32)
-        calibration.observe(best_first, np.array([drafts], np.int32), accepted)
+        calibration.observe(best_first, np.array([drafts], np.int32), np.arange(4)[None] < accept_len - 1)
     corrected = calibration(GRID)[0]
     assert (np.diff(corrected) >= 0).all()
     assert corrected[0] >= 0.0

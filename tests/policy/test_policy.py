@@ -85,9 +85,9 @@ def test_an_empty_batch_is_no_error():
     assert choice.width == 1
 
 
-def trained(cost, seed: int = 0) -> Policy:
-    policy = Policy()
-    rng = np.random.default_rng(seed)
+def trained(cost, **settings) -> Policy:
+    policy = Policy(PolicyConfig(**settings))
+    rng = np.random.default_rng(0)
     for _ in range(600):
         requests, width = int(rng.integers(1, 20)), int(rng.choice(policy.config.step_widths))
         policy.latency.observe(requests, requests * width, cost(requests, width))
@@ -105,7 +105,7 @@ def test_width_equals_brute_force(data):
     sizes = data.draw(hnp.arrays(np.int32, requests, elements=st.integers(0, 15)))
     caps = data.draw(hnp.arrays(np.int32, requests, elements=st.integers(0, 15)))
     path = np.cumprod(ratios, axis=1, dtype=np.float32)
-    plan = Plan(np.full(requests, LONG, np.int8), caps, np.zeros(requests, np.float32))
+    plan = Plan(np.full(requests, LONG, np.int8), caps, np.zeros(requests, np.float32), None, np.arange(requests))
     choice = TRAINED.width(path, sizes, plan)
 
     usable = np.minimum(sizes, caps)
@@ -123,6 +123,43 @@ def test_width_equals_brute_force(data):
     if not choice.explored:
         assert chosen >= rates[0]
         assert chosen * (1 + TRAINED.config.margin) >= max(rates) * (1 - 1e-5)
+
+
+PACKED = trained(lambda requests, width: 0.06 + 0.0015 * requests * width, packed=True)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=200)
+def test_packed_drafts_equal_brute_force(data):
+    requests = data.draw(st.integers(1, 8))
+    steps = st.sampled_from([0.0, 0.3, 0.5, 0.8, 0.95, 1.0])  # few values: many nodes of equal worth
+    ratios = data.draw(hnp.arrays(np.float32, (requests, 6), elements=steps))
+    usable = data.draw(hnp.arrays(np.int32, requests, elements=st.integers(0, 6)))
+    weights = data.draw(hnp.arrays(np.float64, requests, elements=st.sampled_from([0.5, 1.0, 2.0])))
+    path = np.cumprod(ratios, axis=1, dtype=np.float32)
+    plan = Plan(np.full(requests, LONG, np.int8), usable, np.zeros(requests, np.float32), weights, np.arange(requests))
+    choice = PACKED.width(path, usable, plan)
+
+    corrected = PACKED.calibration(path).astype(float)
+
+    def rate(drafts) -> float:
+        value = sum(w * (1 + corrected[i, :d].sum()) for i, (w, d) in enumerate(zip(weights, drafts, strict=True)))
+        return value / PACKED.latency.seconds_of_rows(requests, requests + int(sum(drafts))).item()
+
+    worth = sorted({weights[i] * corrected[i, j] for i in range(requests) for j in range(usable[i])})
+    thresholds = [[sum(weights[i] * corrected[i, : usable[i]] >= least) for i in range(requests)] for least in worth]
+    best = max(rate(drafts) for drafts in [[0] * requests, *thresholds])
+    assert choice.width == max(choice.drafts) + 1
+    assert (choice.drafts <= usable).all()
+    if not choice.explored:
+        assert rate(choice.drafts) >= rate([0] * requests)
+        assert rate(choice.drafts) * (1 + PACKED.config.margin) >= best * (1 - 1e-5)
+
+
+def test_packed_rows_go_where_they_are_worth_most():
+    path = np.array([[0.9, 0.8, 0.7], [0.9, 0.3, 0.05], [0.05, 0.01, 0.001]], np.float32)
+    plan = Plan(np.full(3, LONG, np.int8), np.full(3, 3, np.int32), np.zeros(3, np.float32), None, np.arange(3))
+    assert PACKED.width(path, np.full(3, 3, np.int32), plan).drafts.tolist() == [3, 2, 0]
 
 
 def test_exploration_is_rare():
@@ -227,6 +264,46 @@ def test_bad_settings_are_refused_by_name(change, named):
         PolicyConfig(**change)
 
 
+def test_only_the_last_to_finish_counts_once_nobody_waits():
+    """Problem 2 runs ten times as long as problem 1: its tokens are worth more, and only then."""
+    policy = with_history("das")
+    rows = np.array([policy.open(problem, 5000) for problem in (0, 1, 2)])
+    generated = np.zeros(3, np.int32)
+    assert policy.plan(rows, generated, waiting=5).weights == pytest.approx(1.0)
+    weights = policy.plan(rows, generated, waiting=0).weights
+    assert weights[2] > 2 * max(weights[:2])
+    assert weights.mean() == pytest.approx(1.0)
+
+
+def test_a_slot_that_stays_free_means_that_nobody_waits():
+    policy = with_history("das")
+    rows = np.array([policy.open(problem, 5000) for problem in (0, 0, 1, 2)])
+    plans = [policy.plan(rows, np.zeros(4, np.int32)) for _ in range(3)]
+    policy.close(int(rows[0]), 10, finished=True)
+    plans += [policy.plan(rows[1:], np.full(3, 10, np.int32)) for _ in range(5)]
+    even = [np.ptp(plan.weights) < 1e-9 for plan in plans]
+    assert even[:5] == [True] * 5
+    assert not even[-1]
+
+
+@pytest.mark.parametrize("arm", ["das", "das-classes", "das-budget", "das-printed"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_arm_uses_good_drafts_and_drops_bad_ones(arm, packed):
+    assert np.mean(np.array(live(Policy(PolicyConfig(arm=arm, packed=packed)), 600, honest=True)[300:]) > 1) > 0.5
+    assert np.mean(np.array(live(Policy(PolicyConfig(arm=arm, packed=packed)), 600, honest=False)[300:]) > 1) < 0.05
+
+
+def test_drafts_may_be_trees():
+    """Two children of one root: the second agrees, which no chain could say."""
+    policy = Policy()
+    path = np.full((4, 2), [0.5, 0.4], np.float32)
+    for _ in range(200):
+        policy.observe_drafts(path, np.full(4, 2, np.int32), np.full(4, 2, np.int32), np.full((4, 2), [False, True]))
+    low, high = policy.calibration(np.array([[0.4, 0.5]], np.float32))[0]
+    assert low <= high
+    assert policy.calibration.ratio == pytest.approx(1 / 0.9, rel=0.05)
+
+
 def test_bad_calls_are_refused_and_change_nothing():
     policy = with_history()
     before = policy.describe()
@@ -252,6 +329,9 @@ def test_bad_calls_are_refused_and_change_nothing():
         policy.observe_step(1, 2, float("nan"), 1, 1)
     with pytest.raises(ValueError, match="shape"):
         policy.observe_drafts(np.zeros((2, 4), np.float32), np.zeros(1, np.int32), np.ones(2, np.int32))
+    two = np.ones(2, np.int32)
+    with pytest.raises(ValueError, match="accepted has shape"):
+        policy.observe_drafts(np.zeros((2, 4), np.float32), two, two, np.zeros((2, 3), np.bool_))
     assert policy.describe() == before
     policy.close(row, 9, finished=True)
     with pytest.raises(ValueError, match="not open"):

@@ -2,9 +2,9 @@
 
 The drafter's probabilities may be over- or under-confident, the more so on text unlike what it learned from.
 Drafted nodes are counted by bucket of path probability: how many were expected to be accepted (the sum of their
-probabilities) and how many were. Each bucket is corrected by (accepted + k) / (expected + k), which starts at one
-and needs evidence to leave it; the buckets are then made monotone by pooling neighbours that are out of order.
-Counts fade, so the correction follows the model.
+probabilities) and how many were. Over all, accepted / expected is one until there is evidence; a bucket is
+corrected by its own ratio, drawn to that of all while few of its nodes were verified. The buckets are then made
+monotone by pooling neighbours that are out of order. Counts fade, so the correction follows the model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Probabilities = npt.NDArray[np.float32]
 
 _BUCKETS = 12
 _RESOLUTION = 1024
-_STUBBORN = 8.0  # tokens of agreement with the drafter that a bucket starts with
+_STUBBORN = 8.0  # expected tokens before a ratio counts half
 _KEEP = 0.999  # share of the counts kept per observed step
 
 
@@ -40,17 +40,15 @@ class Calibration:
         return corrected
 
     def observe(
-        self, probabilities: Probabilities, drafts: npt.NDArray[np.int32], accept_lens: npt.NDArray[np.int32]
+        self, probabilities: Probabilities, drafts: npt.NDArray[np.int32], accepted: npt.NDArray[np.bool_]
     ) -> None:
-        """Learn from a verify step: request i verified its first ``drafts[i]`` nodes, ``accept_lens[i] - 1`` agreed."""
-        depth = np.arange(probabilities.shape[1])
-        verified = depth < drafts[:, None]
+        """Learn from a verify step: of its nodes request i verified the first ``drafts[i]``; [n, K] ``accepted``."""
+        verified = np.arange(probabilities.shape[1]) < drafts[:, None]
         values = probabilities[verified].astype(np.float64)
         if not len(values):
             return
-        agreed = (depth < accept_lens[:, None] - 1)[verified]
         at = np.minimum((values * _BUCKETS).astype(np.int64), _BUCKETS - 1)
-        for total, weights in ((self._expected, values), (self._accepted, agreed), (self._drafted, None)):
+        for total, weights in ((self._expected, values), (self._accepted, accepted[verified]), (self._drafted, None)):
             total *= _KEEP
             total += np.bincount(at, weights, minlength=_BUCKETS)
         self._since_refit += 1
@@ -66,7 +64,8 @@ class Calibration:
         self._since_refit = 0
         middle = (np.arange(_BUCKETS) + 0.5) / _BUCKETS
         center = (self._expected + middle) / (self._drafted + 1.0)
-        value = np.minimum(center * (self._accepted + _STUBBORN) / (self._expected + _STUBBORN), 1.0)
+        ratio = (self._accepted + _STUBBORN * self.ratio) / (self._expected + _STUBBORN)
+        value = np.minimum(center * ratio, 1.0)
         value = _pooled(value, self._drafted + 1.0)
         end = max(value[-1], min(1.0, value[-1] / center[-1]))
         knots = np.concatenate(((0.0,), center, (1.0,)))

@@ -8,10 +8,12 @@ judged again at every step (arXiv 2511.13841, section 4.2.3):
 
 A problem none of whose rollouts has ended is taken for Long.
 
-**Remaining length.** Lengths of one problem are taken as L = m Z: m the problem's own mean, drawn to that of all problems
-while it has few rollouts, Z of one distribution for all. So
+**Remaining length.** Lengths of one problem are taken as L = m Z: m the problem's own mean, drawn to that of all
+problems while it has few rollouts, Z of one distribution for all. So
 
     P(remaining > x | tokens so far l) = S_Z((l + x) / m) / S_Z(l / m),      0 from max_new_tokens on.
+
+What outlives everything seen is expected to last about as long again: beyond the longest z, S_Z falls as 1 / z^2.
 
 All estimates count lengths that are only lower bounds as such (:mod:`.survival`).
 """
@@ -35,6 +37,7 @@ Classes = npt.NDArray[np.int8]
 
 _ENOUGH = 8  # rollouts seen before thresholds mean anything; until then every rollout is Long
 _BORROWED = 4.0  # weight, in rollouts, of all the others where evidence is taken from few
+_POINTS = 24  # of the integral over remaining tokens
 _GRID = np.append(0.0, np.geomspace(0.01, 100.0, 240))  # lengths, in means, at which S_Z is kept
 
 
@@ -95,6 +98,7 @@ class LengthModel:
         self._generated = np.zeros(0, np.int64)
         self._initial = np.zeros(0, np.int8)
         self._problem_mean = np.zeros(0)
+        self._evidence = np.zeros(0)
         self._open = np.zeros(0, np.bool_)
 
     def open(self, problem: int, max_new_tokens: int, generated: int = 0) -> int:
@@ -105,7 +109,7 @@ class LengthModel:
         self._problem[row], self._entry[row], self._cap[row] = problem, generated, max_new_tokens
         self._generated[row], self._open[row] = generated, True
         self._remember(problem)
-        self._initial[row], self._problem_mean[row] = self._judge_problem(problem)
+        self._initial[row], self._problem_mean[row], self._evidence[row] = self._judge_problem(problem)
         return row
 
     def close(self, row: int, length: int, finished: bool) -> None:
@@ -126,7 +130,8 @@ class LengthModel:
             self._refresh()
         siblings = self._siblings(problem)
         if len(siblings):
-            self._initial[siblings], self._problem_mean[siblings] = self._judge_problem(problem)
+            initial, mean, evidence = self._judge_problem(problem)
+            self._initial[siblings], self._problem_mean[siblings], self._evidence[siblings] = initial, mean, evidence
 
     def classify(self, rows: Ints, generated: npt.NDArray[np.integer]) -> Classes:
         """Class of each live row, given its tokens so far: int8 [n]."""
@@ -138,6 +143,10 @@ class LengthModel:
         classes: Classes = np.minimum(likeliest, allowed)
         return classes
 
+    def problem_of(self, row: int) -> int:
+        """The problem a live row answers."""
+        return int(self._problem[row])
+
     def left(self, rows: Ints) -> Ints:
         """Tokens each row may still generate, by its ``max_new_tokens``: int64 [n]."""
         left: Ints = self._cap[rows] - self._generated[rows]
@@ -148,6 +157,18 @@ class LengthModel:
         so_far, mean = self._generated[rows][:, None], self._problem_mean[rows][:, None]
         lasting = self._shape_at((so_far + ahead) / mean) / self._shape_at(so_far / mean)
         return np.where(ahead < self.left(rows)[:, None], lasting, 0.0)
+
+    def evidence(self, rows: Ints) -> Floats:
+        """How far, of one, what is expected of each row rests on its own problem: float64 [n]."""
+        evidence: Floats = self._evidence[rows]
+        return evidence
+
+    def expected(self, rows: Ints) -> Floats:
+        """Tokens each row is expected to generate yet, at least one: float64 [n]."""
+        ahead = np.geomspace(1.0, max(2.0, float(self.left(rows).max())), _POINTS)
+        lasting = np.column_stack((np.ones(len(rows)), self.lasts_beyond(rows, ahead)))
+        expected: Floats = (lasting[:, 1:] + lasting[:, :-1]) @ np.diff(ahead, prepend=0.0) / 2
+        return np.clip(expected, 1.0, self.left(rows))
 
     def require_open(self, rows: Ints) -> None:
         """Raise ValueError unless every row is open."""
@@ -178,13 +199,16 @@ class LengthModel:
     def _siblings(self, problem: int) -> Ints:
         return np.flatnonzero(self._open & (self._problem == problem))
 
-    def _judge_problem(self, problem: int) -> tuple[int, float]:
-        """Likeliest class and mean length of its rollouts; those running count as at least this long."""
+    def _judge_problem(self, problem: int) -> tuple[int, float, float]:
+        """Likeliest class and mean length of its rollouts, and how far, of one, its own evidence made them.
+
+        Those running count as at least this long.
+        """
         records, running = self._problems[problem], self._siblings(problem)
         seen = len(records)
         watched, ends = records.mean()
         if not self.has_evidence or not ends:
-            return _UNKNOWN, self._mean
+            return _UNKNOWN, self._mean, 0.0
         running_since, running_at = self._entry[running], self._generated[running]
         survival = Survival(
             np.concatenate((records.entries[:seen], running_since)),
@@ -193,7 +217,8 @@ class LengthModel:
         )
         watched += int((running_at - running_since).sum())
         mean = (watched + _BORROWED * self._mean) / (ends + _BORROWED)
-        return int(_likeliest(survival, np.zeros(1, np.int64), self.thresholds)[0]), mean
+        initial = int(_likeliest(survival, np.zeros(1, np.int64), self.thresholds)[0])
+        return initial, mean, ends / (ends + _BORROWED)
 
     def _shape_at(self, z: Floats) -> Floats:
         steps = (len(_GRID) - 2) / np.log(_GRID[-1] / _GRID[1])
@@ -219,7 +244,9 @@ class LengthModel:
         self._mean = float((lengths - entries).sum()) / max(int(ended.sum()), 1)
         means = np.concatenate((self._pool.means[:seen], self._problem_mean[running]))
         means[initial == _UNKNOWN] = self._mean
-        self._shape = Survival(entries / means, lengths / means, ended).beyond(_GRID)
+        longest = float((lengths / means).max())
+        outlived = np.minimum(1.0, longest / np.maximum(_GRID, 1e-9)) ** 2
+        self._shape = Survival(entries / means, lengths / means, ended).beyond(_GRID) * outlived
         self.has_evidence = True
 
     def _class_table(self, entries: Ints, lengths: Ints, ended: npt.NDArray[np.bool_], initial: Classes) -> Classes:
@@ -241,6 +268,7 @@ class LengthModel:
         )
         self._initial = np.append(self._initial, np.zeros(new, np.int8))
         self._problem_mean = np.append(self._problem_mean, np.ones(new))
+        self._evidence = np.append(self._evidence, np.zeros(new))
         self._open = np.append(self._open, np.zeros(new, np.bool_))
         self._free.extend(range(old + new - 1, old - 1, -1))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-ARMS = ("das", "das-classes", "unlimited", "fixed:N", "off")
+ARMS = ("das", "das-classes", "das-budget", "das-printed", "unlimited", "fixed:N", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +17,13 @@ class PolicyConfig:
     """
 
     arm: str = "das-classes"
-    """Which policy decides: ``das`` (tokens weighed by what they save of the makespan), ``das-classes`` (length classes
-    cap the drafts, as in the paper), both with the step of best value per second; ``unlimited`` (every request drafts
-    all it can), ``fixed:N`` (every request drafts N tokens) or ``off`` (plain decoding)."""
+    """Which policy decides.
+
+    ``das`` weighs tokens by what they save of the makespan. ``das-classes`` caps drafts by length class,
+    ``das-budget`` by the optimal budgets of (7') and (9'), ``das-printed`` by the paper's printed (7) and (9). All four
+    take the step of best value per second. ``unlimited`` verifies all that was drafted, ``fixed:N`` up to N drafts of
+    every request, ``off`` none.
+    """
 
     packed: bool = False
     """Whether the engine verifies exactly the rows drafted, instead of the same number for every request."""

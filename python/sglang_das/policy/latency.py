@@ -6,10 +6,10 @@ The line generalises arXiv 2511.13841, equation (1), which has no c_req. The res
 over rows, flat while the device is idle and steep beyond. ``level`` follows the machine's load, so that a width not
 tried for a while is not mistaken for a cheap one merely because the machine was quiet then.
 
-Single steps may take ten times as long as they should, so nothing here is an average. Each cell of a grid (bucket of
-requests, rows per request) keeps its last samples and their median. The line is fitted to the medians, by relative
-error, cells with more samples weighing more. The residual of a cell is what its median says beyond the line, trusted
-as far as it has samples, and lent to neighbouring cells that have fewer.
+Single steps may take ten times as long as they should, so nothing here is an average. Each cell of a grid (bucket
+of requests, rows per request) keeps its last samples and their median. The line is fitted to the medians, by
+relative error, cells with more samples weighing more. The residual of a cell is what its median says beyond the
+line, trusted as far as it has samples, and lent to neighbouring cells that have fewer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Floats = npt.NDArray[np.float64]
 
 _BUCKETS = tuple(sorted({round(base * 2**power) for power in range(13) for base in (1.0, 1.5)}))
 _SAMPLES = 127  # kept per cell: enough for a steady median, few enough to forget
-_TRUST = 4.0  # samples at which a cell's own evidence weighs as much as what its surroundings say
+_BEND = 0.06  # how far, in log time, a cell is expected to lie off what the line and its neighbours say
+_NOISE = 0.1  # spread of log step times, until it is known
 _LEND = 0.3  # weight of the adjacent cell's residual
 _PRIOR = np.array([1.0, 0.005, 0.015])  # c_base, c_req, c_tok relative to c_base: moderate widths look worth a try
 _PRIOR_WEIGHT = 0.05  # pull to the prior, in cells
@@ -95,7 +96,7 @@ class LatencyModel:
         self._cached = None
         if self._observed >= self._next_refit:
             self._refit()
-            self._next_refit = self._observed + (1 if count < _TRUST else _REFIT_EVERY)
+            self._next_refit = self._observed + (1 if count < _SETTLED else _REFIT_EVERY)
 
     def column(self, width: float) -> int:
         """Index of the grid width nearest to this many rows per request."""
@@ -114,11 +115,12 @@ class LatencyModel:
 
     def _refit(self) -> None:
         """Fit the line to the medians, non-negative and pulled to the prior; then the residuals."""
+        trust_at = self._samples_to_trust()
         rows, columns = np.nonzero(self._count)
         count, median = np.minimum(self._count[rows, columns], _SAMPLES), self._median[rows, columns]
         requests = np.array(_BUCKETS, np.float64)[rows]
         features = np.stack((np.ones(len(rows)), requests, requests * self._widths[columns]), axis=1)
-        weight = count / (count + _TRUST)
+        weight = count / (count + trust_at)
         scale = _weighted_median(median / (features @ _PRIOR), weight)
         prior = _PRIOR * scale
         design, target = features / median[:, None], np.ones(len(rows))
@@ -129,11 +131,19 @@ class LatencyModel:
 
         beyond_line = np.zeros(self._count.shape)
         beyond_line[rows, columns] = np.log(median / self._grid_line[rows, columns])
-        trust = self._count / (self._count + _TRUST)
+        held = np.minimum(self._count, _SAMPLES)
+        trust = held / (held + trust_at)
         lent = self._lend_over_requests @ (trust * beyond_line) @ self._lend_over_widths
         lenders = self._lend_over_requests @ trust @ self._lend_over_widths
         around = lent / (lenders + 0.5)
         self._residual = trust * beyond_line + (1.0 - trust) * around
+
+    def _samples_to_trust(self) -> float:
+        """Samples at which a cell's own median, by its noise, is as good as what its surroundings say."""
+        noise = _NOISE
+        if self._settled_steps >= _RECENT:
+            noise = 1.48 * _median(np.abs(np.log(self._recent / self._level)))
+        return 1.0 + 1.57 * (noise / _BEND) ** 2  # pi / 2: the variance of a median over that of a mean
 
 
 def bucket(requests: int) -> int:

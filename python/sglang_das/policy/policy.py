@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .acceptance import AcceptanceModel
+from .budget import StepBudgets
 from .calibration import Calibration
 from .classes import LONG, MEDIUM, SHORT, LengthModel
 from .config import PolicyConfig
@@ -37,8 +39,10 @@ class Plan:
     """Most nodes to draft, int32 [n]; 0 means do not draft."""
     floor: npt.NDArray[np.float32]
     """Path probability below which a node is not worth drafting, float32 [n]."""
-    weights: npt.NDArray[np.float64] | None = None
+    weights: npt.NDArray[np.float64] | None
     """What a token of each request is worth, float64 [n] of mean one; None where all are worth the same."""
+    rows: npt.NDArray[np.int64]
+    """The requests planned for, int64 [n]."""
 
 
 class Policy:
@@ -52,10 +56,16 @@ class Policy:
         )
         self.latency = LatencyModel(config.step_widths)
         self.calibration = Calibration()
-        self._adaptive = config.arm in ("das", "das-classes")
+        self._adaptive = config.arm.startswith("das")
         self._chooser = WidthChooser(config.step_widths, self.latency, config.explore_every, config.margin)
         self._tail = Tail(self.lengths)
         self._switch = OffSwitch(config.retest_after)
+        self._acceptance: AcceptanceModel | None = None
+        self._budgets: StepBudgets | None = None
+        if config.arm in ("das-budget", "das-printed"):
+            self._acceptance = AcceptanceModel(max(config.step_widths) - 1, config.max_problems)
+            printed = config.arm == "das-printed"
+            self._budgets = StepBudgets(self.lengths, self.latency, self._acceptance, printed)
         self._caps = np.full(3, max(config.step_widths) - 1, np.int32)
         if config.arm == "das-classes":
             self._caps[SHORT] = 0
@@ -79,7 +89,11 @@ class Policy:
                 f"policy: generated is {generated} and max_new_tokens {max_new_tokens}; "
                 "a rollout opens with 0 <= generated < max_new_tokens"
             )
-        return self.lengths.open(problem, max_new_tokens, generated)
+        row = self.lengths.open(problem, max_new_tokens, generated)
+        if self._acceptance and self._budgets:
+            self._acceptance.open(row, problem)
+            self._budgets.open(row)
+        return row
 
     def close(self, row: int, length: int, *, finished: bool) -> None:
         """A rollout is over at ``length`` tokens; the row may be given out again.
@@ -94,6 +108,8 @@ class Policy:
         self.lengths.require_open(np.array([row]))
         if length < 0:
             raise ValueError(f"policy: length is {length}, must be the number of tokens generated, 0 or more")
+        if self._acceptance:
+            self._acceptance.close(row, self.lengths.problem_of(row))
         self.lengths.close(row, length, finished)
 
     def plan(self, rows: npt.NDArray[np.int64], generated: npt.NDArray[np.int32], waiting: int | None = None) -> Plan:
@@ -113,7 +129,7 @@ class Policy:
         requests = len(rows)
         classes = self.lengths.classify(rows, generated)
         if not requests:
-            return Plan(classes, np.zeros(0, np.int32), np.zeros(0, np.float32))
+            return Plan(classes, np.zeros(0, np.int32), np.zeros(0, np.float32), None, rows)
         # Classes are relative to the live batch: whoever is expected to last longest is what the batch waits for.
         classes = classes + np.int8(LONG - int(classes.max()))
         self._plans += 1
@@ -123,9 +139,10 @@ class Policy:
         else:
             left = np.maximum(self.lengths.left(rows) - 1, 0)  # the step's own token needs no draft
             max_drafts = np.minimum(self._caps[classes], left).astype(np.int32)
-        floor = np.full(requests, self._floor(requests), np.float32)
+            if self._budgets:
+                max_drafts = np.minimum(max_drafts, self._budgets.drafts(rows))
         weights = self._weights(rows, waiting) if self.config.arm == "das" else None
-        return Plan(classes, max_drafts, floor, weights)
+        return Plan(classes, max_drafts, self._floors(requests, weights), weights, rows)
 
     def width(self, probabilities: npt.NDArray[np.float32], sizes: npt.NDArray[np.int32], plan: Plan) -> WidthChoice:
         """Width of the step, and how many of its drafted nodes each request verifies.
@@ -145,6 +162,8 @@ class Policy:
                 f"the plan is for {requests} requests, so they must be [{requests}, K] and [{requests}]"
             )
         usable = np.minimum(np.minimum(sizes, plan.max_drafts), probabilities.shape[1]).astype(np.int32, copy=False)
+        if self._acceptance and requests:
+            self._acceptance.observe(plan.rows, self.calibration(probabilities), sizes)
         if not usable.any():
             seconds = float(self.latency.seconds(requests)[0]) if requests else 0.0
             return WidthChoice(1, np.zeros(requests, np.int32), float(requests), seconds, False)
@@ -190,13 +209,15 @@ class Policy:
         probabilities: npt.NDArray[np.float32],
         drafts: npt.NDArray[np.int32],
         accept_lens: npt.NDArray[np.int32],
+        accepted: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """What became of the drafts of a verify step; teaches the calibration.
 
         Args:
             probabilities: float32 [n, K] as given to :meth:`width`.
-            drafts: int32 [n], nodes of each request that were verified (a chain: node j hangs on node j - 1).
+            drafts: int32 [n], nodes of each request that were verified.
             accept_lens: int32 [n], tokens emitted: accepted drafts + 1.
+            accepted: bool [n, K], the nodes that agreed; by default drafts are chains, whose first nodes did.
 
         Raises:
             ValueError: the shapes do not match.
@@ -207,7 +228,11 @@ class Policy:
                 f"policy: probabilities has shape {probabilities.shape}, drafts {drafts.shape}, "
                 f"accept_lens {accept_lens.shape}; must be [n, K], [n] and [n]"
             )
-        self.calibration.observe(probabilities, drafts, accept_lens)
+        if accepted is None:
+            accepted = np.arange(probabilities.shape[1]) < accept_lens[:, None] - 1
+        elif accepted.shape != probabilities.shape:
+            raise ValueError(f"policy: accepted has shape {accepted.shape}, must be {probabilities.shape}")
+        self.calibration.observe(probabilities, drafts, accepted)
 
     def describe(self) -> dict[str, object]:
         """State for logs and server info, in plain builtins."""
@@ -239,9 +264,11 @@ class Policy:
         weights: npt.NDArray[np.float64] = worth / worth.mean()
         return weights
 
-    def _floor(self, requests: int) -> float:
-        """Half of what a node must bring: a width also carries nodes that pay less than their share."""
+    def _floors(self, requests: int, weights: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float32]:
+        """Half of what a node must bring: a uniform width also carries nodes that pay less than their share."""
         if not self._adaptive:
-            return 0.0
-        share = self.latency.coefficients[2] * requests / float(self.latency.seconds(requests)[0])
-        return max(self.config.min_floor, 0.5 * share)
+            return np.zeros(requests, np.float32)
+        share = 0.5 * self.latency.coefficients[2] * requests / float(self.latency.seconds(requests)[0])
+        if weights is None or not self.config.packed:
+            return np.full(requests, max(self.config.min_floor, share), np.float32)
+        return np.clip(share / weights, self.config.min_floor, 0.5).astype(np.float32)

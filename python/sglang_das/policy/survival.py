@@ -1,12 +1,13 @@
 """Survival: how long rollouts last, estimated from some that ended and some that were only seen to last so long.
 
-Not every length is known. An aborted rollout, one still running, and one that hit ``max_new_tokens`` were *at least* as
-long as seen. The product-limit (Kaplan-Meier) estimate uses both kinds:
+Not every length is known. An aborted rollout, one still running, and one that hit ``max_new_tokens`` were *at
+least* as long as seen. The product-limit (Kaplan-Meier) estimate uses both kinds:
 
     S(x) = P(L > x) = prod over ends at y <= x of (1 - ends at y / rollouts at risk at y),
 
-where a rollout is at risk at y if it was seen both before and at y: one that was resumed at g tokens counts only beyond
-g. One imagined rollout that never ends is always at risk. It keeps S positive, and makes "no evidence" mean long.
+where a rollout is at risk at y if it was seen both before and at y: one that was resumed at g tokens counts only
+beyond g. One imagined rollout that never ends is always at risk. It keeps S positive, and makes "no evidence" mean
+long.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The tail: which of the live rollouts will the batch wait for.
 
-A rollout step ends with its slowest rollout. While others wait for a slot, every live rollout holds one up equally: a token
-saved anywhere is worth the same. Once nobody waits, only the last to finish counts. Its index is not known, but its
-probabilities are: with F_i(x) = P(remaining_i <= x), independent given what the length model knows,
+A rollout step ends with its slowest rollout. While others wait for a slot, every live rollout holds one up equally:
+a token saved anywhere is worth the same. Once nobody waits, only the last to finish counts. Its index is not known,
+but its probabilities are: with F_i(x) = P(remaining_i <= x), independent given what the length model knows,
 
     P(i is last) = sum over x of (F_i(x) - F_i(x-)) prod_{j != i} F_j(x).
 
-They are the stochastic counterpart of the multipliers mu_i of arXiv 2511.13841, problem (6): those are positive for the
-requests that bind the makespan, zero for the others, and sum to c_base.
+They are the stochastic counterpart of the multipliers mu_i of arXiv 2511.13841, problem (6): those are positive for
+the requests that bind the makespan, zero for the others, and sum to c_base.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class Tail:
         if self._age == 0:
             ahead = np.geomspace(1.0, max(2.0, float(self._lengths.left(rows).max())), _POINTS)
             self._share = np.zeros(max(len(self._share), int(rows.max()) + 1))
-            self._share[rows] = last_to_finish(self._lengths.lasts_beyond(rows, ahead))
+            known = float(self._lengths.evidence(rows).mean())
+            last = last_to_finish(self._lengths.lasts_beyond(rows, ahead))
+            self._share[rows] = known * last + (1.0 - known) * even
         self._age = (self._age + 1) % _STALE_AFTER
         if int(rows.max()) >= len(self._share):
             self._age = 0

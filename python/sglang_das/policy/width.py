@@ -1,16 +1,17 @@
 """Which drafted nodes a verify step takes.
 
-With drafts of path probabilities p_i1 >= p_i2 >= ..., a step that verifies the first d_i of each request is expected to
-bring, in tokens weighed by what a token of request i is worth,
+With drafts of path probabilities p_i1 >= p_i2 >= ..., a step that verifies the first d_i of each request is
+expected to bring, in tokens weighed by what a token of request i is worth,
 
     value = sum_i w_i (1 + sum_{j <= d_i} p_ij)
 
-and takes t(b, rows) seconds (:mod:`.latency`). The best step maximises value / t. No drafts at all is plain decoding.
+and takes t(b, rows) seconds (:mod:`.latency`). The best step maximises value / t. No drafts at all is plain
+decoding.
 
-* *Uniform*: the engine verifies b x W rows whatever each request drafted. One width W serves all, and d_i = min(W - 1,
-  drafts of i): slots that W leaves empty are filled for nothing.
-* *Packed*: rows are sum_i (1 + d_i). The best m nodes of the whole batch are the m of largest w_i p_ij; best-first order
-  makes them a prefix of every request's nodes. This is the price form of the policy: a node is worth it iff
+* *Uniform*: the engine verifies b x W rows whatever each request drafted. One width W serves all, and
+  d_i = min(W - 1, drafts of i): slots that W leaves empty are filled for nothing.
+* *Packed*: rows are sum_i (1 + d_i). The best m nodes of the whole batch are the m of largest w_i p_ij; best-first
+  order makes them a prefix of every request's nodes. This is the price form of the policy: a node is worth it iff
   w_i p_ij >= (value / t) * dt / drows.
 
 A cost never measured stays a guess, so now and then a step takes a neighbour of the best width instead.
@@ -29,8 +30,9 @@ Floats = npt.NDArray[np.float64]
 Probabilities = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int32]
 
-_THIN = 4  # samples below which a neighbour's cost is tried soon
+_THIN = 4  # samples below which a neighbour is tried soon, every so many steps,
 _THIN_EVERY = 8
+_PROMISING = 0.9  # if by what is known it brings at least this share of the best value per second
 _CANDIDATES = 64  # sizes of a packed step that are compared
 
 
@@ -54,21 +56,26 @@ class Explorer:
     """Decides, by counting steps, when to try a neighbour of the best width and which one."""
 
     def __init__(self, every: int) -> None:
-        """One speculative step in ``every`` explores, more while a neighbour has hardly been measured."""
+        """One speculative step in ``every`` explores, more while a promising neighbour has hardly been measured."""
         self._every = every
         self._steps: dict[int, int] = {}
         self._turns: dict[int, int] = {}
 
-    def neighbour(self, best: int, widest: int, requests: int, samples: npt.NDArray[np.int64]) -> int:
-        """Column to take instead of ``best``, or ``best`` itself; ``widest`` is the last column that holds a draft."""
+    def neighbour(self, best: int, rate: Floats, requests: int, samples: npt.NDArray[np.int64]) -> int:
+        """Width index to take instead of ``best``, or ``best`` itself.
+
+        ``rate`` is the value per second expected of each width, up to the last that some draft could fill; ``samples``
+        how often each was measured.
+        """
         at = bucket(requests)
         steps = self._steps[at] = self._steps.get(at, 0) + 1
         turn = self._turns.get(at, 0)
-        above = best + 1 <= widest and (best == 0 or turn % 2 == 0)
+        above = best + 1 < len(rate) and (best == 0 or turn % 2 == 0)
         candidate = best + 1 if above else best - 1
-        if not 0 <= candidate <= widest:
+        if not 0 <= candidate < len(rate):
             return best
-        if steps < (_THIN_EVERY if samples[candidate] < _THIN else self._every):
+        soon = samples[candidate] < _THIN and rate[candidate] >= _PROMISING * rate[best]
+        if steps < (_THIN_EVERY if soon else self._every):
             return best
         self._steps[at], self._turns[at] = 0, turn + 1
         return candidate
@@ -85,15 +92,16 @@ class WidthChooser:
         self._margin = margin
 
     def uniform(self, probabilities: Probabilities, usable: Counts, weights: Floats | None) -> WidthChoice:
-        """The best common width; ``usable`` int32 [n] are the nodes each request may use, ``weights`` default to one."""
+        """The best common width; each request may use its first ``usable`` nodes, ``weights`` default to one."""
         requests, longest = len(usable), int(usable.max())
         probabilities = _only(probabilities[:, :longest], usable)
         value = _cumulative(probabilities, weights)
         widest = self._widest(longest)
         used = np.minimum(self._widths[: widest + 1] - 1, longest)
         times = self._latency.seconds(requests)[: widest + 1]
-        best = self._best(value[used] / times)
-        column = self._explorer.neighbour(best, widest, requests, self._latency.samples(requests))
+        rate = value[used] / times
+        best = self._best(rate)
+        column = self._explorer.neighbour(best, rate, requests, self._latency.samples(requests))
         return self._at_width(column, probabilities, usable, explored=column != best)
 
     def widest(self, probabilities: Probabilities, usable: Counts) -> WidthChoice:
@@ -113,11 +121,12 @@ class WidthChooser:
         sizes = np.searchsorted(-ranked[:nodes], -np.append(np.float32(np.inf), ranked[sizes[1:] - 1]), side="right")
         certain = float(requests if weights is None else weights.sum())
         value = certain + np.append(0.0, np.cumsum(ranked[:nodes], dtype=np.float64))[sizes]
-        times = self._latency.seconds_of_rows(requests, requests + sizes)
-        best = self._best(value / times)
+        rate = value / self._latency.seconds_of_rows(requests, requests + sizes)
+        best = self._best(rate)
 
         column = self._latency.column(1.0 + sizes[best] / requests)
-        tried = self._explorer.neighbour(column, self._widest(longest), requests, self._latency.samples(requests))
+        by_width = np.interp((self._widths[: self._widest(longest) + 1] - 1) * requests, sizes, rate)
+        tried = self._explorer.neighbour(column, by_width, requests, self._latency.samples(requests))
         taken = int(sizes[best])
         if tried != column:
             taken = min(nodes, int((self._widths[tried] - 1) * requests))

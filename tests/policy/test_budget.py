@@ -1,0 +1,104 @@
+"""Budgets: the corrected equations minimise what they say they minimise, and the acceptance model finds its curve."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sglang_das.policy.acceptance import AcceptanceModel
+from sglang_das.policy.budget import solve
+
+
+def accepted(lengths, alpha, k, proposals):
+    return k * lengths * (1 - np.exp(-alpha * proposals / lengths))
+
+
+def makespan(passes, lengths, alpha, k, base, per_row):
+    """J(N), elementwise, with the least p_i that meet the constraint, by equation (3) alone."""
+    passes = np.asarray(passes)[..., None]
+    missing = np.maximum(lengths - passes, 0.0)
+    reachable = missing < k * lengths
+    proposals = -lengths / alpha * np.log(np.where(reachable, 1 - missing / (k * lengths), 1.0))
+    assert accepted(lengths, alpha, k, proposals)[reachable] == pytest.approx(missing[reachable], abs=1e-6)
+    cost = base * passes[..., 0] + per_row * proposals.sum(axis=-1)
+    return np.where(reachable.all(axis=-1), cost, np.inf)
+
+
+batches = st.lists(st.tuples(st.floats(10, 16000), st.floats(0.1, 3)), min_size=1, max_size=20)
+
+
+@settings(deadline=None)
+@given(batches, st.floats(0.3, 1.0), st.floats(0.5, 500))
+def test_no_other_number_of_passes_is_better(batch, k, ratio):
+    lengths, alpha = (np.array(column) for column in zip(*batch, strict=True))
+    budget = solve(lengths, alpha, k, base=ratio, per_row=1.0)
+    found = ratio * budget.passes + budget.proposals.sum()
+    assert found == pytest.approx(makespan(budget.passes, lengths, alpha, k, ratio, 1.0), rel=1e-6)
+    grid = np.linspace((1 - k) * lengths.max(), lengths.max(), 1000)
+    assert found <= makespan(grid, lengths, alpha, k, ratio, 1.0).min() * 1.001
+
+
+def test_printed_equations_agree_only_for_k_one():
+    lengths, alpha = np.array([16000.0, 4000.0, 1000.0]), np.array([1.0, 0.8, 0.5])
+    same = [solve(lengths, alpha, 1.0, 300.0, 1.0, printed=printed) for printed in (False, True)]
+    assert same[0].proposals == pytest.approx(same[1].proposals, rel=1e-3)
+    correct, printed = (solve(lengths, alpha, 0.6, 300.0, 1.0, printed=printed) for printed in (False, True))
+    reached = lengths - accepted(lengths, alpha, 0.6, printed.proposals)
+    assert lengths[0] - accepted(lengths, alpha, 0.6, correct.proposals)[0] == pytest.approx(correct.passes, rel=1e-3)
+    assert reached[0] > 1.1 * printed.passes
+
+
+@pytest.mark.parametrize(("k", "lands_at"), [(0.8, 0.68), (0.6, 0.82)])
+def test_where_the_printed_budget_lands(k, lands_at):
+    """Aimed at half its length, a rollout of 16000 tokens under (7) as printed takes this share of it in passes."""
+    length = 16000.0
+    printed = -length * np.log(1 - k * 0.5)
+    assert (length - accepted(length, 1.0, k, printed)) / length == pytest.approx(lands_at, abs=0.01)
+
+
+def test_dear_rows_mean_no_drafts_and_free_rows_many():
+    lengths, alpha = np.array([1000.0, 500.0]), np.array([0.5, 0.5])
+    assert solve(lengths, alpha, 0.7, base=1.0, per_row=10.0).proposals.sum() == 0.0
+    assert solve(lengths, alpha, 0.7, base=1000.0, per_row=1.0).passes < 0.4 * 1000
+
+
+def test_short_rollouts_need_no_drafts():
+    lengths = np.array([10_000.0, 1000.0, 100.0])
+    proposals = solve(lengths, np.ones(3), 0.7, 300.0, 1.0).proposals
+    assert proposals[0] > 0
+    assert proposals[1:].tolist() == [0.0, 0.0]
+
+
+def test_the_acceptance_curve_is_found():
+    """Chains that agree with 0.8 per token: a(d) = 4 (1 - 0.8^d), at most 4/5 of a text from drafts."""
+    model = AcceptanceModel(15, 100)
+    rows = np.arange(8)
+    for row in rows:
+        model.open(int(row), 0)
+    path = np.broadcast_to(0.8 ** np.arange(1, 16), (8, 15)).astype(np.float32)
+    for _ in range(64):
+        model.observe(rows, path, np.full(8, 15, np.int32))
+    for drafts in range(1, 16):
+        share = 4 * (1 - 0.8**drafts) / (1 + 4 * (1 - 0.8**drafts))
+        effort = drafts / (1 + 4 * (1 - 0.8**drafts))
+        assert model.k * (1 - np.exp(-model.alpha * effort)) == pytest.approx(share, abs=0.05)
+    assert model.alphas(rows) == pytest.approx(model.alpha, rel=1e-3)
+
+
+def test_a_problem_keeps_its_yield():
+    model = AcceptanceModel(15, 100)
+    rows = np.arange(2)
+    for problem in (0, 1):
+        model.open(problem, problem)
+    path = np.stack((0.9 ** np.arange(1, 16), 0.3 ** np.arange(1, 16))).astype(np.float32)
+    for _ in range(64):
+        model.observe(rows, path, np.full(2, 15, np.int32))
+    for problem in (0, 1):
+        model.close(problem, problem)
+    for problem in (0, 1):
+        model.open(problem, 1 - problem)
+    poor, good = model.alphas(rows)
+    assert good > 3 * poor
+    model.open(2, 99)
+    assert poor < model.alphas(np.array([2]))[0] < good

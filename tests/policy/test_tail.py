@@ -1,0 +1,50 @@
+"""The tail: probabilities of being the last to finish, against a direct simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sglang_das.policy import LengthModel
+from sglang_das.policy.tail import last_to_finish
+
+
+def test_chances_of_being_last_equal_those_of_a_simulation():
+    rng = np.random.default_rng(0)
+    means = np.array([50.0, 100.0, 200.0, 200.0])
+    ahead = np.geomspace(1, 2000, 64)
+    beyond = np.exp(-ahead / means[:, None])
+    beyond[:, -1] = 0.0
+    drawn = rng.exponential(means, (200_000, 4))
+    counted = np.bincount(drawn.argmax(axis=1), minlength=4) / len(drawn)
+    assert last_to_finish(beyond) == pytest.approx(counted, abs=0.01)
+
+
+def test_a_certain_last_is_last():
+    beyond = np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
+    assert last_to_finish(beyond) == pytest.approx([0.0, 1.0], abs=1e-6)
+
+
+def test_remaining_length_follows_problem_and_progress():
+    lengths = LengthModel(short_quantile=0.4, long_quantile=0.8, history=64, pool=1024, max_problems=100)
+    rng = np.random.default_rng(0)
+    typical = (100, 1000)
+    for _ in range(100):
+        for problem in (0, 1):
+            row = lengths.open(problem, 10**5)
+            lengths.close(row, int(typical[problem] * rng.lognormal(0, 0.4)), True)
+    rows = np.array([lengths.open(problem, 10**5) for problem in (0, 0, 1)])
+    lengths.classify(rows, np.array([0, 50, 0], np.int32))
+    fresh, halfway, other = lengths.expected(rows)
+    mean = np.exp(0.4**2 / 2)
+    assert fresh == pytest.approx(100 * mean, rel=0.3)
+    assert other == pytest.approx(1000 * mean, rel=0.3)
+    assert halfway < fresh - 30
+
+
+def test_max_new_tokens_bounds_what_remains():
+    lengths = LengthModel(short_quantile=0.4, long_quantile=0.8, history=64, pool=1024, max_problems=100)
+    for i in range(20):
+        lengths.close(lengths.open(0, 10**5), 1000 + i, True)
+    row = np.array([lengths.open(0, 30)])
+    assert lengths.lasts_beyond(row, np.array([10.0, 29.0, 30.0, 100.0]))[0] == pytest.approx([1, 1, 0, 0], abs=0.1)
+    assert lengths.expected(row)[0] <= 30
