@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from simulation import Workload, run
+
+from tests.policy.simulation import Workload, run
 
 SMALL = {"problems": 4, "samples": 6, "median": 80.0}
 

@@ -243,6 +243,21 @@ def test_describe_is_plain_and_counts():
 
 
 @pytest.mark.parametrize(
+    ("settings", "widths"),
+    [
+        ({"max_width": 8}, (1, 2, 3, 4, 6, 8)),
+        ({"max_width": 10}, (1, 2, 3, 4, 6, 8, 10)),
+        ({"max_width": 1}, (1,)),
+        ({"max_width": 9, "widths": (1, 4)}, (1, 4, 9)),
+        ({"arm": "fixed:5"}, (1, 6)),
+        ({"arm": "off"}, (1,)),
+    ],
+)
+def test_widths_reach_the_largest_allowed(settings, widths):
+    assert PolicyConfig(**settings).step_widths == widths
+
+
+@pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"arm": "fast"}, "arm"),

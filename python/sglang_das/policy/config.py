@@ -32,7 +32,7 @@ class PolicyConfig:
     """Most rows one request may take in a verify step: its root and ``max_width - 1`` drafts."""
 
     widths: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-    """Widths a step may have; those above ``max_width`` are left out. On GPU each costs one captured graph."""
+    """Widths a step may have, as far as they are below ``max_width``. On GPU each costs one captured graph."""
 
     short_quantile: float = 0.2
     """Rollouts shorter than this quantile of the recent lengths are Short."""
@@ -94,12 +94,12 @@ class PolicyConfig:
 
     @property
     def step_widths(self) -> tuple[int, ...]:
-        """The widths this configuration can take: ``widths`` up to ``max_width``, or 1 and the fixed one."""
+        """The widths a step can have: ``widths`` up to ``max_width`` and that itself, or 1 and the fixed one."""
         if self.arm == "off":
             return (1,)
         if self.fixed_drafts:
             return (1, self.fixed_drafts + 1)
-        return tuple(width for width in self.widths if width <= self.max_width)
+        return (*(width for width in self.widths if width < self.max_width), self.max_width)
 
 
 def _check(holds: bool, name: str, value: object, remedy: str) -> None:
