@@ -10,7 +10,7 @@ use crate::{
     sync::{AtomicU32, AtomicU64, Ordering},
 };
 
-/// Edges kept in the node itself. Nineteen nodes in twenty have no more.
+/// Edges kept in the node itself. On recorded rollouts eleven nodes in twelve have no more.
 const INLINE: usize = 4;
 /// Followers kept in order of count at a node with more edges than fit inline.
 pub(crate) const TOP: usize = 8;
