@@ -13,6 +13,11 @@ COMMANDS = {
         "sglang,demo",
         "compare rollouts of a real model without and with DAS, on this machine",
     ),
+    "doctor": (
+        "sglang_das.engine.doctor",
+        "sglang",
+        "check that this installation can serve with DAS",
+    ),
 }
 
 

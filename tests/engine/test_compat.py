@@ -11,7 +11,7 @@ from sglang_das.engine import compat
 def test_the_installed_engine_has_everything():
     environment = os.environ | {"SGLANG_USE_CPU_ENGINE": "1", "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
-        [sys.executable, "-m", "sglang_das.engine.doctor"], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "sglang_das.cli", "doctor"], env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "no problem found" in run.stdout

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import platform
-import sys
 
 from sglang_das.engine import compat
 from sglang_das.engine.config import ConfigError, DasConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """`das doctor` has no options."""
+    del parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 1 if there is a problem."""
+    del args
+    return 1 if examine() else 0
 
 
 def examine() -> int:
@@ -59,7 +70,3 @@ def _needs() -> list[str]:
     if not problems:
         _ok(f"all {len(compat.EARLY) + len(compat.LATE)} names needed from SGLang are there")
     return problems
-
-
-if __name__ == "__main__":
-    sys.exit(1 if examine() else 0)
