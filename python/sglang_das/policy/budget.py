@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _STALE_AFTER = 8  # steps
-_ROUNDS, _POINTS = 3, 16  # resolves N to 1 part in 15^3
+_ROUNDS, _POINTS = 4, 9  # resolves N to 1 part in 8^4
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,13 @@ def solve(lengths: Floats, alpha: Floats, k: float, base: float, per_row: float,
     longest = float(lengths.max())
     low = 1e-6 * longest if printed else (1.0 - k) * longest * (1.0 + 1e-9) + 1e-9 * longest
     high = longest
+    inverse, gain = 1.0 / lengths, per_row / alpha * (k if printed else 1.0)
     for _ in range(_ROUNDS):
         passes = np.linspace(low, high, _POINTS)
-        ratio = passes[:, None] / lengths
-        slope = k / (alpha * (1.0 - k + k * ratio)) if printed else 1.0 / (alpha * np.maximum(k - 1.0 + ratio, 1e-12))
-        cost = per_row * np.where(ratio < 1.0, slope, 0.0).sum(axis=1)
+        ratio = np.multiply.outer(passes, inverse)
+        drafted = ratio < 1.0
+        left = ratio * k + (1.0 - k) if printed else np.maximum(ratio - (1.0 - k), 1e-12)
+        cost = (drafted / left) @ gain
         worth = int(
             (cost > base).sum()
         )  # the first so many N are too few passes: a further one saves more than it costs

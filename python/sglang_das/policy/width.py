@@ -112,15 +112,17 @@ class WidthChooser:
     def packed(self, probabilities: Probabilities, usable: Counts, weights: Floats | None) -> WidthChoice:
         """The best set of nodes where every node costs one row."""
         requests, longest = len(usable), int(usable.max())
-        probabilities = _only(probabilities[:, :longest], usable)
+        probabilities = probabilities[:, :longest]
         worth = probabilities if weights is None else probabilities * weights.astype(np.float32)[:, None]
-        ranked = np.sort(worth, axis=None)[::-1]
-        nodes = int(usable.sum())
-        sizes = np.unique(np.linspace(0, nodes, min(nodes, _CANDIDATES) + 1).astype(np.int64))
+        ranked = np.sort(-worth[_first(usable, longest)])  # best first, negated
+        nodes = len(ranked)
+        sizes = np.linspace(0, nodes, min(nodes, _CANDIDATES) + 1).astype(np.int64)
         # Nodes of equal worth are taken all or none: which of them would come first is nobody's decision.
-        sizes = np.searchsorted(-ranked[:nodes], -np.append(np.float32(np.inf), ranked[sizes[1:] - 1]), side="right")
-        certain = float(requests if weights is None else weights.sum())
-        value = certain + np.append(0.0, np.cumsum(ranked[:nodes], dtype=np.float64))[sizes]
+        sizes[1:] = ranked.searchsorted(ranked[sizes[1:] - 1], side="right")
+        value = np.empty(nodes + 1)
+        value[0] = requests if weights is None else weights.sum()
+        np.negative(ranked[:nodes], out=value[1:])
+        value = np.cumsum(value)[sizes]
         rate = value / self._latency.seconds_of_rows(requests, requests + sizes)
         best = self._best(rate)
 
@@ -132,7 +134,7 @@ class WidthChooser:
             taken = min(nodes, int((self._widths[tried] - 1) * requests))
         drafts = np.zeros(requests, np.int32)
         if taken:
-            drafts = np.minimum((worth >= ranked[taken - 1]).sum(axis=1, dtype=np.int32), usable)
+            drafts = np.minimum((worth >= -ranked[taken - 1]).sum(axis=1, dtype=np.int32), usable)
         rows = requests + int(drafts.sum())
         return WidthChoice(
             width=int(drafts.max()) + 1,
@@ -162,7 +164,12 @@ class WidthChooser:
 
 def _only(probabilities: Probabilities, usable: Counts) -> Probabilities:
     """Probabilities of the usable nodes, zero elsewhere."""
-    return probabilities * (np.arange(probabilities.shape[1], dtype=np.int32) < usable[:, None])
+    return probabilities * _first(usable, probabilities.shape[1])
+
+
+def _first(usable: Counts, nodes: int) -> npt.NDArray[np.bool_]:
+    """Which of ``nodes`` nodes are usable: bool [n, nodes]."""
+    return np.arange(nodes, dtype=np.int32) < usable[:, None]
 
 
 def _cumulative(probabilities: Probabilities, weights: Floats | None) -> Floats:
