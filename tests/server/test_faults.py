@@ -5,7 +5,7 @@ import pytest
 from .support import body, prompts
 
 
-@pytest.mark.parametrize("where", ["propose", "step", "plan", "width", "observe", "observe_step", "finish"])
+@pytest.mark.parametrize("where", ["step", "observe_drafts", "finish"])
 def test_an_error_turns_drafting_off_and_nothing_else(servers, faulty_server, where):
     wanted = [body(prompt, temperature=0.8, seed=i) for i, prompt in enumerate(prompts(8, seed=20))]
     reference = servers("plain").tokens(wanted)

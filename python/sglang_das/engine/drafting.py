@@ -100,7 +100,9 @@ class Drafter:
             )
         )
         choice = self.policy.width(drafted.probabilities, drafted.sizes, plan)
-        return _spread(drafted.cut(choice.width, choice.drafts), places, len(requests)), rollouts
+        # A width in between would be cheaper here, but the policy knows the cost of its own widths only.
+        chosen = drafted.cut(choice.width, choice.drafts).widen(choice.width)
+        return _spread(chosen, places, len(requests)), rollouts
 
     def observe(self, drafts: Drafts, rollouts: list[Rollout | None], accept_lens: NDArray[np.int32]) -> None:
         """Tell the policy what became of the drafts of a step, and count it."""

@@ -90,7 +90,7 @@ def sample_nodes(
         tree: the step's draft tree.
 
     Returns:
-        The sampled tokens, `[n, width]`; -1 at unused nodes.
+        The sampled tokens, `[n, width]`; 0 at unused nodes.
     """
     used = tree.used()
     rows = np.flatnonzero(used)
@@ -117,7 +117,7 @@ def sample_nodes(
         [None] * len(rows),
         positions[row_index],
     )
-    tokens = np.full(n * width, -1, np.int64)
+    tokens = np.zeros(n * width, np.int64)
     tokens[rows] = sampled.cpu().numpy()
     return tokens.reshape(n, width)
 
