@@ -9,6 +9,11 @@ import importlib.util
 import os
 import sys
 
+if os.environ.get("DAS_TEST_FAULT", "").startswith("biased"):
+    import dataclasses
+
+    import numpy as np
+
 FAULT = os.environ.get("DAS_TEST_FAULT", "")
 AFTER_CALLS = int(os.environ.get("DAS_TEST_FAULT_AFTER", "0"))
 
@@ -59,18 +64,16 @@ def _ignore_temperature(worker):
 
 
 def _pad_with_duplicates(worker):
-    """Verify as if every unused node were another child of the root with token 0, each with a try of its own."""
-    original = worker.sample_nodes
+    """Verify as if drafts were padded with children of the root that all hold token 0, each with a try of its own."""
+    original, pads = worker.sample_nodes, 3
 
     def sample_nodes(batch, sampler, logits_output, positions, tree):
-        sampled = original(batch, sampler, logits_output, positions, tree)
-        pads = (~tree.used()).sum(axis=1)
-        if pads.any():
-            again = original(batch, sampler, logits_output, positions + 1_000_003, tree)
-            sampled[:, 0] = [
-                0 if pad and other == 0 else first
-                for pad, other, first in zip(pads, again[:, 0], sampled[:, 0], strict=True)
-            ]
+        tries = []
+        for pad in range(pads + 1):
+            output = dataclasses.replace(logits_output, next_token_logits=logits_output.next_token_logits.clone())
+            tries.append(original(batch, sampler, output, positions + 1_000_003 * pad, tree))
+        sampled = tries[0]
+        sampled[:, 0][(np.stack(tries[1:])[:, :, 0] == 0).any(axis=0)] = 0
         return sampled
 
     worker.sample_nodes = sample_nodes
