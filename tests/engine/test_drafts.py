@@ -103,6 +103,7 @@ def test_match_keeps_exactly_the_agreeing_path(drafts, data):
             path.append(nodes[0])
         assert result.accept_lens[i] == len(path)
         assert result.path[i].tolist() == path + [-1] * (drafts.width - len(path))
+        assert np.flatnonzero(result.accepted()[i]).tolist() == sorted(node - 1 for node in path[1:])
     flat = result.flat_path()
     assert np.array_equal(flat >= 0, result.path >= 0)
     assert np.array_equal(flat[flat >= 0] % drafts.width, result.path[result.path >= 0])

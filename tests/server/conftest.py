@@ -19,7 +19,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def servers(model, tmp_path_factory):
-    """`servers(kind, dtype)` starts (once) a plain or a DAS server and returns a client of it."""
+    """`servers(kind, dtype)` starts (once) a server and returns a client of it."""
     with contextlib.ExitStack() as stack:
         running: dict[tuple[str, str], Client] = {}
 

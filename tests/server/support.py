@@ -75,10 +75,12 @@ class Client:
 
 @contextlib.contextmanager
 def start_server(kind, model, log, *, dtype="float32", environment=None, options=(), slots=8):
-    """Run a server of `kind` (`plain` or `das`) for the block; yields its client."""
+    """Run a server of `kind` (`plain`, `plain-synchronous` or `das`) for the block; yields its client."""
     engine = detect_engine(threads=1)
     (port,) = free_ports(1)
-    command = server_command(kind, model, engine, slots=slots, max_total_tokens=32768, port=port)
+    arm, _, synchronous = kind.partition("-")
+    options = [*options, "--disable-overlap-schedule"] if synchronous else options
+    command = server_command(arm, model, engine, slots=slots, max_total_tokens=32768, port=port)
     command[command.index("--dtype") + 1] = dtype
     command += ["--skip-tokenizer-init", *options]
     with Server(kind, command, port, log, {**engine.environment, **(environment or {})}) as server:

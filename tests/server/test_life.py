@@ -44,15 +44,18 @@ def test_nothing_is_emitted_beyond_the_end(servers):
 
 
 def test_requests_that_cannot_be_drafted_for_are_served_right(servers):
-    plain, das = servers("plain"), servers("das")
+    # With its overlap scheduler the engine counts a token for the penalties one step late; synchronously it does not.
+    plain, das = servers("plain-synchronous"), servers("das")
     special = [{"frequency_penalty": 0.7}, {"presence_penalty": 0.4}, {"repetition_penalty": 1.3}]
     wanted = [
         body(prompt, temperature=0.8, seed=i, **special[i % len(special)])
         for i, prompt in enumerate(prompts(8, seed=8))
     ]
-    plain_neighbours = [body(prompt, temperature=0.8, seed=90 + i) for i, prompt in enumerate(prompts(8))]
-    together = [request for pair in zip(wanted, plain_neighbours, strict=True) for request in pair]
+    neighbours = [body(prompt, temperature=0.8, seed=90 + i) for i, prompt in enumerate(prompts(8))]
+    together = [request for pair in zip(wanted, neighbours, strict=True) for request in pair]
+    before = das.das()["accepted"]
     assert das.tokens(together) == plain.tokens(together)
+    assert das.das()["accepted"] > before, "the neighbours were drafted for"
 
 
 def test_every_request_says_what_was_drafted_for_it(servers):

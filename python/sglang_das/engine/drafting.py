@@ -104,9 +104,22 @@ class Drafter:
         chosen = drafted.cut(choice.width, choice.drafts).widen(choice.width)
         return _spread(chosen, places, len(requests)), rollouts
 
-    def observe(self, drafts: Drafts, rollouts: list[Rollout | None], accept_lens: NDArray[np.int32]) -> None:
-        """Tell the policy what became of the drafts of a step, and count it."""
-        self.policy.observe_drafts(drafts.probabilities, drafts.sizes, accept_lens)
+    def observe(
+        self,
+        drafts: Drafts,
+        rollouts: list[Rollout | None],
+        accept_lens: NDArray[np.int32],
+        accepted: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Tell the policy what became of the drafts of a step, and count it.
+
+        Args:
+            drafts: of the step.
+            rollouts: as `propose` returned them.
+            accept_lens: tokens each request emitted, `[n]`.
+            accepted: which nodes were kept, `[n, width - 1]`; not needed for chains.
+        """
+        self.policy.observe_drafts(drafts.probabilities, drafts.sizes, accept_lens, accepted)
         self._counters.drafted += int(drafts.sizes.sum())
         self._counters.accepted += int(accept_lens.sum()) - len(accept_lens)
         for rollout, size, length in zip(rollouts, drafts.sizes.tolist(), accept_lens.tolist(), strict=True):

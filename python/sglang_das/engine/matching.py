@@ -24,6 +24,13 @@ class Match:
         n, width = self.path.shape
         return np.where(self.path >= 0, self.path + width * np.arange(n, dtype=np.int32)[:, None], -1).astype(np.int32)
 
+    def accepted(self) -> NDArray[np.bool_]:
+        """Which drafted nodes are kept, `[n, width - 1]`."""
+        requests, levels = np.nonzero(self.path > 0)
+        kept = np.zeros((self.path.shape[0], self.path.shape[1] - 1), bool)
+        kept[requests, self.path[requests, levels] - 1] = True
+        return kept
+
     def moves(self) -> bool:
         """Whether an accepted token's key and value stand in another slot than plain decoding would have used."""
         return bool(np.any((self.path >= 0) & (self.path != np.arange(self.path.shape[1]))))

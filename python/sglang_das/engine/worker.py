@@ -33,7 +33,7 @@ from sglang_das.engine import control
 from sglang_das.engine.config import DasConfig
 from sglang_das.engine.drafting import Drafter, Rollout
 from sglang_das.engine.drafts import Drafts, DraftTree
-from sglang_das.engine.matching import match
+from sglang_das.engine.matching import Match, match
 from sglang_das.engine.metrics import Counters, PeriodicLog
 from sglang_das.engine.ranks import Ranks
 from sglang_das.engine.verify import DasVerifyInput, sample_nodes, verify_input
@@ -157,7 +157,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             sample_nodes(batch, self.model_runner.sampler, result.logits_output, positions, tree)
         )
         matched = match(tree, sampled)
-        self._observe(drafts, rollouts, matched.accept_lens)
+        self._observe(drafts, rollouts, matched)
 
         predict = torch.from_numpy(sampled.ravel().astype(np.int32)).to(self.device)
         accept_index = torch.from_numpy(matched.flat_path()).to(self.device)
@@ -244,13 +244,14 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         self._step_clock.start(len(requests), drafts)
         return drafts, rollouts
 
-    def _observe(self, drafts: Drafts, rollouts: list[Rollout | None], accept_lens: np.ndarray) -> None:
+    def _observe(self, drafts: Drafts, rollouts: list[Rollout | None], matched: Match) -> None:
+        accept_lens = matched.accept_lens
         self.counters.verify_steps += 1
         self.counters.request_steps += len(accept_lens)
         self.counters.rows += len(accept_lens) * drafts.width
         self._step_clock.accepted(int(accept_lens.sum()) - len(accept_lens))
         with self._cpu_time():
-            self._guarded("policy", lambda: self.drafter.observe(drafts, rollouts, accept_lens))
+            self._guarded("policy", lambda: self.drafter.observe(drafts, rollouts, accept_lens, matched.accepted()))
         self._log.maybe(self.counters, self.state)
 
     def _observe_step_time(self, requests: list[Any]) -> None:
