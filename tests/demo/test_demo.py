@@ -141,6 +141,21 @@ def test_interrupts_leave_no_process_behind(folder, number):
     assert processes_of(folder) == []
 
 
+def test_a_hangup_under_nohup_is_ignored(folder):
+    process = subprocess.Popen(
+        ["nohup", *command(folder, "plain,stubborn")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 30
+    while not list(folder.glob("*.jsonl")):  # the servers are up, so the handlers are in place
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    stdout, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0, stderr
+    assert "Every rollout is token for token" in stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

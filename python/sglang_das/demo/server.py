@@ -200,12 +200,16 @@ def uninterrupted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_as_exceptions() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, with a KeyboardInterrupt, so that clean-up happens."""
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, with a KeyboardInterrupt, so that clean-up happens.
+
+    A signal that is ignored stays so: under `nohup` a closed terminal must not end the run.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield
     finally:
