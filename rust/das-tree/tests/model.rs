@@ -224,7 +224,6 @@ proptest! {
     }
 
     #[test]
-    #[ignore = "one run in five finds a script whose deeper nodes get other probabilities than the model's: not understood yet"]
     fn drafts((depth, most, ops) in script()) {
         let mut world = World::new(depth, most);
         for (i, op) in ops.iter().enumerate() {

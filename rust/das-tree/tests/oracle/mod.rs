@@ -181,8 +181,8 @@ impl<'a> Request<'a> {
         let longest = known.min(self.oracle.max_depth / 2);
         let changes = (1..=longest).rev().filter(|&length| {
             let total = followers(length).values().sum();
-            let before = std::mem::replace(&mut last, total);
-            total != 0 && total != before
+            // Open suffixes may leave a shorter context without counted occurrences: it says nothing, of itself or others.
+            total != 0 && std::mem::replace(&mut last, total) != total
         });
         changes.take(6).collect()
     }
