@@ -1,9 +1,10 @@
 """A small HTTP server with the endpoints the demo uses. Its tokens follow from prompt and seed alone.
 
-Usage: stub_server.py PORT FOLDER [plain|das|wrong|stubborn|dies]
+Usage: stub_server.py PORT FOLDER [plain|das|wrong|stubborn|dies|deaf]
 
 It appends what it is asked to FOLDER/<port>.jsonl. `das` reports drafting, `wrong` changes one token of one prompt,
-`stubborn` and a child it starts ignore SIGTERM, `dies` ends during the first epoch.
+`stubborn` and a child it starts ignore SIGTERM, `dies` ends during the first epoch, `deaf` finds its port taken and
+stays, as SGLang does.
 """
 
 import asyncio
@@ -63,6 +64,9 @@ async def server_info(request: web.Request) -> web.Response:
 
 
 def main() -> None:
+    if kind == "deaf":
+        print(f"[Errno 98] error while attempting to bind on address ('127.0.0.1', {port})", flush=True)
+        signal.pause()
     if kind == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # inherited by the child
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])

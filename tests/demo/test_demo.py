@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from sglang_das.demo import DemoError, server
 
 STUB_DEMO = Path(__file__).with_name("stub_demo.py")
 SMALL = ["--prompts", "2", "--samples", "3", "--epochs", "2", "--slots", "2", "--max-new-tokens", "9"]
@@ -121,10 +123,32 @@ def test_a_server_that_dies_is_explained_by_its_log(folder):
     assert "Traceback" not in result.stderr
 
 
+def test_a_server_that_cannot_listen_is_not_waited_for(folder):
+    result = demo(folder, "plain,deaf")
+    assert result.returncode == 2
+    assert "the das server cannot listen at http://127.0.0.1:" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_ports_are_free_and_none_of_those_for_outgoing_connections(monkeypatch):
+    lowest, _ = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    monkeypatch.setattr(server, "_LOWEST_PORT", lowest - 3)
+    ports = set(server.free_ports(3))
+    assert ports == {lowest - 3, lowest - 2, lowest - 1}
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", lowest - 2))
+        assert set(server.free_ports(2)) == ports - {lowest - 2}
+        with pytest.raises(DemoError, match="no 3 free TCP ports"):
+            server.free_ports(3)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupts_leave_no_process_behind(folder, number):
     process = subprocess.Popen(
-        command(folder, "stubborn,stubborn", "--epochs", "1000"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command(folder, "stubborn,stubborn", "--epochs", "1000"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the tests may run where it is ignored
     )
     deadline = time.monotonic() + 30
     while sum(file.read_text().count("\n") for file in folder.glob("*.jsonl")) < 10:  # well into the epochs

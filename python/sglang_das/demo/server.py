@@ -4,6 +4,7 @@ however it ends.
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -31,6 +32,9 @@ ARMS: dict[str, list[str]] = {
 START_TIMEOUT_S = 600.0
 STOP_PATIENCE_S = 10.0
 _LOG_TAIL_LINES = 40
+_LOWEST_PORT = 15000
+# A server that cannot listen says so and stays, silent, with all its processes.
+_CANNOT_LISTEN = "error while attempting to bind on address"
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,29 @@ def server_command(arm: str, model: Path, engine: Engine, *, slots: int, max_tot
 
 
 def free_ports(count: int) -> list[int]:
-    """Different TCP ports nobody listens on at the moment."""
+    """Different TCP ports nobody listens on at the moment.
+
+    None of those the system gives to outgoing connections: a server listens only half a minute after its start.
+    """
+    candidates = list(range(_LOWEST_PORT, _lowest_outgoing_port()))
+    random.SystemRandom().shuffle(candidates)
+    ports: list[int] = []
     with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+        while len(ports) < count:
+            if not candidates:
+                raise DemoError(f"no {count} free TCP ports from {_LOWEST_PORT} on")
+            probe = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", candidates.pop()))
+                ports.append(int(probe.getsockname()[1]))
+    return ports
+
+
+def _lowest_outgoing_port() -> int:
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 32768  # Linux's default
 
 
 class Server:
@@ -123,6 +144,8 @@ class Server:
         while not self._healthy():
             waited = time.monotonic() - start
             self.require_alive()
+            if _CANNOT_LISTEN in self.log.read_text(errors="replace"):
+                raise DemoError(f"the {self.name} server cannot listen at {self.url}.\n{self.log_tail()}")
             if waited > timeout_s:
                 raise DemoError(f"the {self.name} server did not answer within {timeout_s:.0f} s.\n{self.log_tail()}")
             tick(waited)
