@@ -238,8 +238,34 @@ class Attention:
         """softmax(scale q k) v of one layer. Queries and output are [rows, query_heads, dim] with rows `stride`
         elements apart, keys and values [pool slots, kv_heads, dim] likewise."""
 
+@final
+class Linear:
+    """Matrix products y = x w^T + b of one element type. A row's bits depend on that row alone."""
+
+    def __new__(cls, dtype: Literal["bfloat16", "float32"], threads: int, isa: str | None = None) -> Linear:
+        """`isa` is one of `cpu_isas()`, by default the first."""
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+
+    def run(
+        self,
+        x: int,
+        x_stride: int,
+        weight: int,
+        weight_stride: int,
+        bias: int,
+        y: int,
+        y_stride: int,
+        rows: int,
+        features: int,
+        outputs: int,
+    ) -> None:
+        """x is [rows, features], the weight [outputs, features], the bias [outputs] or address 0, y [rows, outputs]."""
+
 def cpu_isas() -> list[str]:
-    """Instruction sets of this machine that attention has inner loops for, best first."""
+    """Instruction sets of this machine that the kernels have inner loops for, best first."""
 
 def race_columns(
     probabilities: NDArray[np.float32],

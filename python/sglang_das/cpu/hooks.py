@@ -12,9 +12,10 @@ def register() -> None:
         "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch", _give_seeds, HookType.AFTER
     )
     HookRegistry.register("sglang.srt.layers.sampler.create_sampler", _prepare_runner, HookType.BEFORE)
-    HookRegistry.register(
-        "sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod.apply", _apply_linear, HookType.AROUND
-    )
+    for method in ("UnquantizedLinearMethod", "UnquantizedEmbeddingMethod"):
+        HookRegistry.register(
+            f"sglang.srt.layers.quantization.unquant.{method}.apply", _apply_linear, HookType.AROUND
+        )
     HookRegistry.register(
         "sglang.srt.layers.logits_processor.LogitsProcessor._compute_lm_head", _compute_lm_head, HookType.AROUND
     )
@@ -40,14 +41,31 @@ def _prepare_runner(*_args: Any, **_kwargs: Any) -> None:
 
 
 def _apply_linear(original: Callable[..., Any], method: Any, layer: Any, x: Any, bias: Any = None) -> Any:
-    from .linear import with_enough_rows
+    from .linear import multiply
 
-    return with_enough_rows(lambda rows: original(method, layer, rows, bias), x)
+    y = multiply(x, layer.weight, bias)
+    return original(method, layer, x, bias) if y is None else y
 
 
 def _compute_lm_head(
-    original: Callable[..., Any], processor: Any, hidden_states: Any, *args: Any, **kwargs: Any
+    original: Callable[..., Any],
+    processor: Any,
+    hidden_states: Any,
+    lm_head: Any,
+    embedding_bias: Any = None,
+    *,
+    out: Any = None,
 ) -> Any:
-    from .linear import with_enough_rows
+    from sglang.srt.layers.logits_processor import should_apply_lm_head_quant_method
 
-    return with_enough_rows(lambda rows: original(processor, rows, *args, **kwargs), hidden_states)
+    from .linear import multiply
+
+    special = (
+        not hasattr(lm_head, "weight")
+        or hasattr(lm_head, "set_lora")
+        or should_apply_lm_head_quant_method(lm_head, getattr(lm_head, "quant_method", None))
+        or processor.use_fp32_lm_head
+        or processor.rl_on_policy_target is not None
+    )
+    y = None if special else multiply(hidden_states.to(lm_head.weight.dtype), lm_head.weight)
+    return original(processor, hidden_states, lm_head, embedding_bias, out=out) if y is None else y

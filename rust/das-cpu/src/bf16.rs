@@ -24,6 +24,36 @@ impl Bf16 {
     }
 }
 
+/// A tensor element computed in float32.
+pub(crate) trait Float: Copy {
+    /// The value as float32.
+    fn to_f32(self) -> f32;
+    /// The nearest element.
+    fn from_f32(value: f32) -> Self;
+}
+
+impl Float for f32 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+}
+
+impl Float for Bf16 {
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        Self::to_f32(self)
+    }
+    #[inline(always)]
+    fn from_f32(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Bf16;

@@ -8,8 +8,11 @@
 pub mod attention;
 pub mod bf16;
 pub mod hash;
+pub mod linear;
+pub mod machine;
 pub mod pool;
 pub mod rows;
+pub mod rowwise;
 pub mod sampling;
 
 mod error;

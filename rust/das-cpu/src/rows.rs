@@ -1,6 +1,6 @@
-//! Copies of rows within buffers given by address, as SGLang's `copy_all_layer_kv_cache` asks for.
+//! Copies of rows into and within buffers given by address.
 
-/// Copies row `source[i]` to row `target[i]` in every buffer. All source rows of a buffer are read before any is written, so
+/// Copies row `source[i]` to row `target[i]` in every buffer, as SGLang's `copy_all_layer_kv_cache` does. All source rows of a buffer are read before any is written, so
 /// that targets may also be sources.
 ///
 /// # Safety
@@ -24,9 +24,49 @@ pub unsafe fn copy_rows(buffers: &[u64], row_bytes: &[u64], target: &[u64], sour
     }
 }
 
+/// Copies row i of one buffer to row `target[i]` of another, `bytes` of each; rows begin `from_stride` and `to_stride` bytes
+/// apart.
+///
+/// # Safety
+/// Both buffers are live and hold every row named, do not overlap, and are ours alone meanwhile.
+pub unsafe fn scatter_rows(
+    from: usize,
+    from_stride: usize,
+    to: usize,
+    to_stride: usize,
+    bytes: usize,
+    target: &[u32],
+) {
+    for (i, &row) in target.iter().enumerate() {
+        // SAFETY: the caller vouches for both rows.
+        unsafe {
+            let from = (from + i * from_stride) as *const u8;
+            std::ptr::copy_nonoverlapping(from, (to + row as usize * to_stride) as *mut u8, bytes);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::copy_rows;
+    use super::{copy_rows, scatter_rows};
+
+    #[test]
+    fn scattered_rows_arrive_and_others_stay() {
+        let from: Vec<u8> = (0..9).collect();
+        let mut to = [100u8; 12];
+        // SAFETY: three rows of two bytes, three apart, into four rows of three.
+        unsafe {
+            scatter_rows(
+                from.as_ptr() as usize,
+                3,
+                to.as_mut_ptr() as usize,
+                3,
+                2,
+                &[2, 0, 3],
+            )
+        };
+        assert_eq!(to, [3, 4, 100, 100, 100, 100, 0, 1, 100, 6, 7, 100]);
+    }
 
     #[test]
     fn overlapping_moves_read_before_they_write() {

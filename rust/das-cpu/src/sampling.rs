@@ -5,8 +5,8 @@
 //! beat the best ratio `c` so far only if `1 - u < p c`: an integer hash and a compare. The few contenders that are left within
 //! rounding of the best are ranked by the engine's own formula, for which the caller takes their logarithms as the engine does.
 
-use crate::attention::Isa;
 use crate::hash::{finish, murmur, row_state, scramble_step};
+use crate::machine::Isa;
 use crate::{Error, pool};
 
 const LANES: usize = 16;

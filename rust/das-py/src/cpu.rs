@@ -1,6 +1,9 @@
 //! Python functions over `das-cpu`. Tensors whose type numpy does not know come by address; see `_native.pyi` for the contract.
 
-use das_cpu::attention::{self, Batch, Dtype, Heads, Isa, Plan, Tensors};
+use das_cpu::attention::{self, Batch, Heads, Plan, Tensors, Transfer};
+use das_cpu::linear::{self, Product};
+use das_cpu::machine::{Dtype, Isa};
+use das_cpu::rowwise::{self, Matrix, Norm, Rotary};
 use das_cpu::sampling::{self, Contenders, Filter, Rows};
 use das_cpu::{hash, rows};
 use numpy::{
@@ -9,6 +12,8 @@ use numpy::{
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+
+use crate::convert::detached;
 
 fn invalid(error: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(error.to_string())
@@ -21,6 +26,33 @@ fn lengths(name: &str, values: &PyReadonlyArray1<'_, i64>) -> PyResult<Vec<usize
     values.as_array().iter().map(convert).collect()
 }
 
+fn dtype_named(name: &str) -> PyResult<Dtype> {
+    match name {
+        "bfloat16" => Ok(Dtype::Bf16),
+        "float32" => Ok(Dtype::F32),
+        other => Err(invalid(format!(
+            "dtype {other:?} is not supported; use 'bfloat16' or 'float32'"
+        ))),
+    }
+}
+
+fn isa_named(name: Option<&str>) -> PyResult<Isa> {
+    let Some(name) = name else {
+        return Ok(Isa::best());
+    };
+    let available = Isa::available();
+    available
+        .iter()
+        .copied()
+        .find(|isa| isa.name() == name)
+        .ok_or_else(|| {
+            let names: Vec<_> = available.iter().map(|isa| isa.name()).collect();
+            invalid(format!(
+                "isa {name:?} is not one of this machine's: {names:?}"
+            ))
+        })
+}
+
 /// A batch as the attention kernel needs it: made once per forward pass, used by every layer.
 #[pyclass(frozen, module = "sglang_das._native")]
 struct AttentionPlan(Plan);
@@ -28,12 +60,13 @@ struct AttentionPlan(Plan);
 #[pymethods]
 impl AttentionPlan {
     #[new]
-    #[pyo3(signature = (req_to_token, req_pool_indices, prefix_lens, row_counts, pool_slots, mask=None))]
+    #[pyo3(signature = (req_to_token, req_pool_indices, prefix_lens, row_counts, new_slots, pool_slots, mask=None))]
     fn new(
         req_to_token: PyReadonlyArray2<'_, i32>,
         req_pool_indices: PyReadonlyArray1<'_, i64>,
         prefix_lens: PyReadonlyArray1<'_, i64>,
         row_counts: PyReadonlyArray1<'_, i64>,
+        new_slots: PyReadonlyArray1<'_, i64>,
         pool_slots: usize,
         mask: Option<PyReadonlyArray1<'_, bool>>,
     ) -> PyResult<Self> {
@@ -66,6 +99,12 @@ impl AttentionPlan {
                     .map(|&slot| slot as u32),
             );
         }
+        // A slot beyond 32 bits becomes one far outside the pool, which the plan refuses.
+        let new_slots = new_slots.as_array();
+        let new_slots: Vec<u32> = new_slots
+            .iter()
+            .map(|&slot| u32::try_from(slot).unwrap_or(u32::MAX))
+            .collect();
         let mask = mask
             .as_ref()
             .map(|mask| mask.as_slice())
@@ -76,6 +115,7 @@ impl AttentionPlan {
             prefix: &prefix,
             rows: &rows,
             mask,
+            new_slots: &new_slots,
             pool_slots,
         };
         Plan::new(batch).map(Self).map_err(invalid)
@@ -110,29 +150,7 @@ impl Attention {
         isa: Option<&str>,
     ) -> PyResult<Self> {
         let heads = Heads::new(query_heads, kv_heads, key_dim, value_dim).map_err(invalid)?;
-        let dtype = match dtype {
-            "bfloat16" => Dtype::Bf16,
-            "float32" => Dtype::F32,
-            other => {
-                return Err(invalid(format!(
-                    "dtype {other:?} is not supported; use 'bfloat16' or 'float32'"
-                )));
-            }
-        };
-        let available = Isa::available();
-        let isa = match isa {
-            None => available[0],
-            Some(name) => available
-                .iter()
-                .copied()
-                .find(|isa| isa.name() == name)
-                .ok_or_else(|| {
-                    let names: Vec<_> = available.iter().map(|isa| isa.name()).collect();
-                    invalid(format!(
-                        "isa {name:?} is not one of this machine's: {names:?}"
-                    ))
-                })?,
-        };
+        let (dtype, isa) = (dtype_named(dtype)?, isa_named(isa)?);
         Ok(Self {
             heads,
             dtype,
@@ -144,6 +162,41 @@ impl Attention {
     #[getter]
     fn isa(&self) -> &'static str {
         self.isa.name()
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "four tensors, each an address and a stride"
+    )]
+    fn store(
+        &self,
+        py: Python<'_>,
+        plan: &AttentionPlan,
+        new_key: usize,
+        new_key_stride: usize,
+        new_value: usize,
+        new_value_stride: usize,
+        key: usize,
+        key_stride: usize,
+        value: usize,
+        value_stride: usize,
+    ) -> PyResult<()> {
+        let keys = Transfer {
+            from: new_key,
+            from_stride: new_key_stride,
+            to: key,
+            to_stride: key_stride,
+        };
+        let values = Transfer {
+            from: new_value,
+            from_stride: new_value_stride,
+            to: value,
+            to_stride: value_stride,
+        };
+        detached(py, || {
+            // SAFETY: the Python contract: live tensors of the plan's and the model's shapes, ours alone during the call.
+            unsafe { attention::store(&plan.0, self.heads, self.dtype, keys, values) }
+        })
     }
 
     #[expect(
@@ -163,7 +216,7 @@ impl Attention {
         output: usize,
         output_stride: usize,
         scale: f32,
-    ) {
+    ) -> PyResult<()> {
         let tensors = Tensors {
             query,
             query_stride,
@@ -174,7 +227,7 @@ impl Attention {
             output,
             output_stride,
         };
-        py.detach(|| {
+        detached(py, || {
             // SAFETY: the Python contract: live tensors of the plan's and the model's shapes, ours alone during the call.
             unsafe {
                 attention::attend(
@@ -187,8 +240,197 @@ impl Attention {
                     self.isa,
                 )
             }
-        });
+        })
     }
+}
+
+/// Matrix products of one element type.
+#[pyclass(frozen, module = "sglang_das._native")]
+struct Linear {
+    dtype: Dtype,
+    threads: usize,
+    isa: Isa,
+}
+
+#[pymethods]
+impl Linear {
+    #[new]
+    #[pyo3(signature = (dtype, threads, isa=None))]
+    fn new(dtype: &str, threads: usize, isa: Option<&str>) -> PyResult<Self> {
+        Ok(Self {
+            dtype: dtype_named(dtype)?,
+            threads,
+            isa: isa_named(isa)?,
+        })
+    }
+
+    #[getter]
+    fn isa(&self) -> &'static str {
+        self.isa.name()
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "three tensors, each an address and a stride, and their sizes"
+    )]
+    fn run(
+        &self,
+        py: Python<'_>,
+        x: usize,
+        x_stride: usize,
+        weight: usize,
+        weight_stride: usize,
+        bias: usize,
+        y: usize,
+        y_stride: usize,
+        rows: usize,
+        features: usize,
+        outputs: usize,
+    ) -> PyResult<()> {
+        let product = Product {
+            x,
+            x_stride,
+            weight,
+            weight_stride,
+            bias,
+            y,
+            y_stride,
+            rows,
+            features,
+            outputs,
+        };
+        product.check().map_err(invalid)?;
+        detached(py, || {
+            // SAFETY: the Python contract: live tensors of these sizes, ours alone during the call.
+            unsafe { linear::multiply(&product, self.dtype, self.threads, self.isa) }
+        })
+    }
+}
+
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "five tensors, and their sizes")]
+fn rms_norm(
+    py: Python<'_>,
+    x: usize,
+    x_stride: usize,
+    residual: usize,
+    residual_stride: usize,
+    weight: usize,
+    y: usize,
+    sum: usize,
+    rows: usize,
+    width: usize,
+    epsilon: f32,
+    dtype: &str,
+    threads: usize,
+) -> PyResult<()> {
+    let dtype = dtype_named(dtype)?;
+    let norm = Norm {
+        x: Matrix {
+            address: x,
+            stride: x_stride,
+        },
+        residual: (residual != 0).then_some(Matrix {
+            address: residual,
+            stride: residual_stride,
+        }),
+        weight,
+        y: Matrix {
+            address: y,
+            stride: width,
+        },
+        sum: Matrix {
+            address: sum,
+            stride: width,
+        },
+        epsilon,
+    };
+    detached(py, || {
+        // SAFETY: the Python contract: live tensors of these sizes, ours alone during the call.
+        unsafe { rowwise::rms_norm(&norm, rows, width, dtype, threads) }
+    })
+}
+
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "two tensors, and their sizes")]
+fn silu_and_mul(
+    py: Python<'_>,
+    x: usize,
+    x_stride: usize,
+    y: usize,
+    rows: usize,
+    width: usize,
+    dtype: &str,
+    threads: usize,
+) -> PyResult<()> {
+    let dtype = dtype_named(dtype)?;
+    let (x, y) = (
+        Matrix {
+            address: x,
+            stride: x_stride,
+        },
+        Matrix {
+            address: y,
+            stride: width,
+        },
+    );
+    detached(py, || {
+        // SAFETY: the Python contract: live tensors of these sizes, ours alone during the call.
+        unsafe { rowwise::silu_and_mul(x, y, rows, width, dtype, threads) }
+    })
+}
+
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "four tensors, and their sizes")]
+fn rotate(
+    py: Python<'_>,
+    positions: usize,
+    table: usize,
+    table_rows: usize,
+    rotated: usize,
+    halves: bool,
+    query: usize,
+    query_stride: usize,
+    query_heads: usize,
+    key: usize,
+    key_stride: usize,
+    key_heads: usize,
+    rows: usize,
+    head_dim: usize,
+    dtype: &str,
+    threads: usize,
+) -> PyResult<()> {
+    if rotated > head_dim || !rotated.is_multiple_of(2) {
+        return Err(invalid(format!(
+            "rotated ({rotated}) must be even and at most head_dim ({head_dim})"
+        )));
+    }
+    let dtype = dtype_named(dtype)?;
+    let rotary = Rotary {
+        positions,
+        table,
+        table_rows,
+        rotated,
+        head_dim,
+        halves,
+    };
+    let (query, key) = (
+        Matrix {
+            address: query,
+            stride: query_stride,
+        },
+        Matrix {
+            address: key,
+            stride: key_stride,
+        },
+    );
+    detached(py, || {
+        // SAFETY: the Python contract: live tensors of these sizes, ours alone during the call.
+        unsafe {
+            rowwise::rotate(&rotary, query, query_heads, rows, dtype, threads);
+            rowwise::rotate(&rotary, key, key_heads, rows, dtype, threads);
+        }
+    })
 }
 
 /// Names of the instruction sets of this machine, best first.
@@ -254,7 +496,9 @@ fn race_columns<'py>(
     let rows = row_indices(&rows, probabilities.shape()[0])?;
     let (seeds, positions) = (seeds.to_vec()?, positions.to_vec()?);
     // SAFETY: rows were checked; the array is borrowed for the call.
-    let found = py.detach(|| unsafe { sampling::race(matrix, &rows, &seeds, &positions, threads) });
+    let found = detached(py, || unsafe {
+        sampling::race(matrix, &rows, &seeds, &positions, threads)
+    })?;
     Ok(contending(py, found.map_err(invalid)?))
 }
 
@@ -292,7 +536,9 @@ fn filter_columns<'py>(
         })
         .collect();
     // SAFETY: rows were checked; the array is borrowed for the call.
-    let found = py.detach(|| unsafe { sampling::filter(matrix, &rows, &filters, threads) });
+    let found = detached(py, || unsafe {
+        sampling::filter(matrix, &rows, &filters, threads)
+    })?;
     Ok(contending(py, found.map_err(invalid)?))
 }
 
@@ -375,15 +621,20 @@ fn copy_rows(
         ));
     }
     // SAFETY: the Python contract: live buffers that hold every row named, ours alone during the call.
-    py.detach(|| unsafe { rows::copy_rows(&buffers, &row_bytes, &target, &source) });
-    Ok(())
+    detached(py, || unsafe {
+        rows::copy_rows(&buffers, &row_bytes, &target, &source)
+    })
 }
 
 /// Adds this file's classes and functions to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<AttentionPlan>()?;
     module.add_class::<Attention>()?;
+    module.add_class::<Linear>()?;
     module.add_function(wrap_pyfunction!(cpu_isas, module)?)?;
+    module.add_function(wrap_pyfunction!(rms_norm, module)?)?;
+    module.add_function(wrap_pyfunction!(silu_and_mul, module)?)?;
+    module.add_function(wrap_pyfunction!(rotate, module)?)?;
     module.add_function(wrap_pyfunction!(race_columns, module)?)?;
     module.add_function(wrap_pyfunction!(filter_columns, module)?)?;
     module.add_function(wrap_pyfunction!(rank_columns, module)?)?;

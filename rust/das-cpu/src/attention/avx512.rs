@@ -33,14 +33,20 @@ fn first(count: usize) -> u32 {
     }
 }
 
-/// 32 elements from `from` on, of which `count` exist.
+/// 32 elements from `from` on, of which `count` exist, all of them if `WHOLE`.
 ///
 /// # Safety
-/// `from` is valid for `count` elements.
+/// `from` is valid for `count` elements, for 32 if `WHOLE`.
 #[inline(always)]
-unsafe fn load(from: *const Bf16, count: usize) -> __m512i {
+unsafe fn load<const WHOLE: bool>(from: *const Bf16, count: usize) -> __m512i {
     // SAFETY: masked-off elements are not touched.
-    unsafe { _mm512_maskz_loadu_epi16(first(count), from.cast()) }
+    unsafe {
+        if WHOLE {
+            _mm512_loadu_si512(from.cast())
+        } else {
+            _mm512_maskz_loadu_epi16(first(count), from.cast())
+        }
+    }
 }
 
 /// The transpose of a 16 x 16 matrix of 32-bit words.
@@ -130,22 +136,20 @@ impl Inner for DotBf16 {
     }
 
     #[inline(always)]
-    unsafe fn load_keys(keys: &[*const Bf16], dim: usize, to: &mut [i32]) {
-        for (group, keys) in keys.chunks(LANES).enumerate() {
+    unsafe fn load_keys(keys: &[*const Bf16], offset: usize, dim: usize, to: &mut [i32]) {
+        debug_assert!(to.len() >= dim.div_ceil(2) * BLOCK);
+        for group in 0..keys.len().div_ceil(LANES) {
+            // The last key fills an incomplete group.
+            let key = |i: usize| keys[(group * LANES + i).min(keys.len() - 1)].wrapping_add(offset);
+            let keys: [*const Bf16; LANES] = std::array::from_fn(key);
             for start in (0..dim).step_by(2 * LANES) {
-                // SAFETY: loads are masked to `dim`; stores go to whole groups of existing words.
+                // SAFETY: loads stay within `dim`; there are as many rows of words as stored.
                 unsafe {
-                    let mut rows = [_mm512_setzero_si512(); LANES];
-                    for (row, &key) in rows.iter_mut().zip(keys) {
-                        *row = load(key.add(start), dim - start);
-                    }
-                    transpose(&mut rows);
-                    let words = to[start / 2 * BLOCK..].chunks_mut(BLOCK);
-                    for (word, row) in words.zip(rows) {
-                        _mm512_storeu_si512(
-                            word[group * LANES..][..LANES].as_mut_ptr().cast(),
-                            row,
-                        );
+                    let to = to.as_mut_ptr().add(start / 2 * BLOCK + group * LANES);
+                    if dim - start >= 2 * LANES {
+                        load_words::<true>(&keys, start, 2 * LANES, to);
+                    } else {
+                        load_words::<false>(&keys, start, dim - start, to);
                     }
                 }
             }
@@ -238,64 +242,30 @@ impl Inner for DotBf16 {
     #[inline(always)]
     unsafe fn accumulate<const N: usize>(
         values: &[*const Bf16],
+        offset: usize,
         dim: usize,
         weights: &[u16],
         factors: &[f32; ROWS],
         sums: &mut [f32],
     ) {
-        let stride = sums.len() / N;
-        debug_assert!(weights.len() >= N * BLOCK && stride >= dim.next_multiple_of(CHUNK));
+        debug_assert!(weights.len() >= N * BLOCK && sums.len() >= N * dim.next_multiple_of(CHUNK));
         for start in (0..dim).step_by(CHUNK) {
-            // SAFETY: loads of values are masked to `dim`; sums and weights are as long as asserted.
+            // SAFETY: the caller's; sums and weights are as long as asserted.
             unsafe {
-                let mut held = [[_mm512_setzero_ps(); 4]; N];
-                for (r, held) in held.iter_mut().enumerate() {
-                    let factor = _mm512_set1_ps(factors[r]);
-                    for (i, held) in held.iter_mut().enumerate() {
-                        let at = sums.as_ptr().add(r * stride + start + i * LANES);
-                        *held = _mm512_mul_ps(_mm512_loadu_ps(at), factor);
-                    }
-                }
-                let (left, right) = (dim - start, (dim - start).saturating_sub(32));
-                for pair in 0..values.len().div_ceil(2) {
-                    let even = values[2 * pair].add(start);
-                    let (e0, e1) = (load(even, left), load(even.wrapping_add(32), right));
-                    let (o0, o1) = match values.get(2 * pair + 1) {
-                        Some(odd) => (
-                            load(odd.add(start), left),
-                            load(odd.wrapping_add(start + 32), right),
-                        ),
-                        None => (_mm512_setzero_si512(), _mm512_setzero_si512()),
-                    };
-                    let mixed = [
-                        _mm512_unpacklo_epi16(e0, o0),
-                        _mm512_unpackhi_epi16(e0, o0),
-                        _mm512_unpacklo_epi16(e1, o1),
-                        _mm512_unpackhi_epi16(e1, o1),
-                    ];
-                    for (r, held) in held.iter_mut().enumerate() {
-                        let both = weights
-                            .as_ptr()
-                            .add(r * BLOCK + 2 * pair)
-                            .cast::<i32>()
-                            .read_unaligned();
-                        let both: __m512bh = std::mem::transmute(_mm512_set1_epi32(both));
-                        for (held, mixed) in held.iter_mut().zip(mixed) {
-                            *held = _mm512_dpbf16_ps(
-                                *held,
-                                both,
-                                std::mem::transmute::<__m512i, __m512bh>(mixed),
-                            );
-                        }
-                    }
-                }
-                for (r, held) in held.iter().enumerate() {
-                    for (i, held) in held.iter().enumerate() {
-                        _mm512_storeu_ps(
-                            sums.as_mut_ptr().add(r * stride + start + i * LANES),
-                            *held,
-                        );
-                    }
+                if dim - start >= CHUNK {
+                    accumulate_chunk::<N, true>(
+                        values, offset, start, CHUNK, weights, factors, sums,
+                    );
+                } else {
+                    accumulate_chunk::<N, false>(
+                        values,
+                        offset,
+                        start,
+                        dim - start,
+                        weights,
+                        factors,
+                        sums,
+                    );
                 }
             }
         }
@@ -355,6 +325,99 @@ unsafe fn score_groups<const N: usize, const G: usize>(
             for (g, sum) in sums.iter().enumerate() {
                 _mm512_storeu_ps(scores.add(r * BLOCK + g * LANES), *sum);
             }
+        }
+    }
+}
+
+/// `count` value elements from `start` on, all of a chunk if `WHOLE`, for `N` rows.
+///
+/// # Safety
+/// As `accumulate`.
+#[inline(always)]
+unsafe fn accumulate_chunk<const N: usize, const WHOLE: bool>(
+    values: &[*const Bf16],
+    offset: usize,
+    start: usize,
+    count: usize,
+    weights: &[u16],
+    factors: &[f32; ROWS],
+    sums: &mut [f32],
+) {
+    let stride = sums.len() / N;
+    let right = count.saturating_sub(32);
+    // SAFETY: loads of values stay within `count`; sums and weights are long enough.
+    unsafe {
+        let mut held = [[_mm512_setzero_ps(); 4]; N];
+        for (r, held) in held.iter_mut().enumerate() {
+            let factor = _mm512_set1_ps(factors[r]);
+            for (i, held) in held.iter_mut().enumerate() {
+                let at = sums.as_ptr().add(r * stride + start + i * LANES);
+                *held = _mm512_mul_ps(_mm512_loadu_ps(at), factor);
+            }
+        }
+        for pair in 0..values.len().div_ceil(2) {
+            let even = values[2 * pair].wrapping_add(offset + start);
+            let (e0, e1) = (
+                load::<WHOLE>(even, count),
+                load::<WHOLE>(even.wrapping_add(32), right),
+            );
+            let (mut o0, mut o1) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+            if 2 * pair + 1 < values.len() {
+                let odd = values[2 * pair + 1].wrapping_add(offset + start);
+                o0 = load::<WHOLE>(odd, count);
+                o1 = load::<WHOLE>(odd.wrapping_add(32), right);
+            }
+            let mixed = [
+                _mm512_unpacklo_epi16(e0, o0),
+                _mm512_unpackhi_epi16(e0, o0),
+                _mm512_unpacklo_epi16(e1, o1),
+                _mm512_unpackhi_epi16(e1, o1),
+            ];
+            for (r, held) in held.iter_mut().enumerate() {
+                let both = weights
+                    .as_ptr()
+                    .add(r * BLOCK + 2 * pair)
+                    .cast::<i32>()
+                    .read_unaligned();
+                let both: __m512bh = std::mem::transmute(_mm512_set1_epi32(both));
+                for (held, mixed) in held.iter_mut().zip(mixed) {
+                    *held = _mm512_dpbf16_ps(
+                        *held,
+                        both,
+                        std::mem::transmute::<__m512i, __m512bh>(mixed),
+                    );
+                }
+            }
+        }
+        for (r, held) in held.iter().enumerate() {
+            for (i, held) in held.iter().enumerate() {
+                _mm512_storeu_ps(sums.as_mut_ptr().add(r * stride + start + i * LANES), *held);
+            }
+        }
+    }
+}
+
+/// Up to 32 elements of 16 keys from `start` on, transposed to up to 16 rows of words, `BLOCK` apart.
+///
+/// # Safety
+/// Every pointer is valid for `start + count` elements, `to` for `count / 2` rows, rounded up; all 16 if `WHOLE`.
+#[inline(always)]
+unsafe fn load_words<const WHOLE: bool>(
+    keys: &[*const Bf16; LANES],
+    start: usize,
+    count: usize,
+    to: *mut i32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut rows = [_mm512_setzero_si512(); LANES];
+        for i in 0..LANES {
+            rows[i] = load::<WHOLE>(keys[i].add(start), count);
+        }
+        transpose(&mut rows);
+        let words = if WHOLE { LANES } else { count.div_ceil(2) };
+        for (word, row) in rows.iter().enumerate().take(words) {
+            _mm512_storeu_si512(to.add(word * BLOCK).cast(), *row);
         }
     }
 }

@@ -3,12 +3,14 @@
 //! Per block and row: scores, the running maximum, weights `exp2(score - maximum)`, then sum and weighted values, rescaled
 //! when the maximum rose (online softmax). A block's boundaries depend only on positions in the row's visible sequence.
 
-use super::{BLOCK, Dtype, Heads, Isa, Plan, Request, Sight, Tensors, Tile, lanes};
+use super::{BLOCK, Heads, Plan, Request, Sight, Tensors, Tile, lanes};
+use crate::machine::{Dtype, Isa, fetch};
+use std::ops::Range;
 
 /// Rows that share loads in the inner loops.
 pub(super) const ROWS: usize = 4;
 
-/// A tile and key-value head of a step.
+/// A tile and some key-value heads of a step.
 pub(super) struct Task<'a> {
     pub plan: &'a Plan,
     pub heads: Heads,
@@ -16,7 +18,7 @@ pub(super) struct Task<'a> {
     /// Times log2(e), as weights are powers of two.
     pub scale: f32,
     pub tile: Tile,
-    pub kv_head: usize,
+    pub kv_heads: Range<usize>,
 }
 
 /// The inner loops for one element type and instruction set.
@@ -40,11 +42,17 @@ pub(super) trait Inner {
     /// `from` is valid for `dim` elements.
     unsafe fn load_query(from: *const Self::Element, dim: usize, to: &mut [Self::Word]);
 
-    /// Writes keys as words, transposed to `[word][BLOCK]`; columns from `keys.len()` up to the next multiple of 16 are zero.
+    /// Writes keys, `offset` elements from where the pointers point, as words transposed to `[word][BLOCK]`. Columns beyond
+    /// the last key, up to a multiple of 16, may hold anything.
     ///
     /// # Safety
-    /// Every pointer is valid for `dim` elements.
-    unsafe fn load_keys(keys: &[*const Self::Element], dim: usize, to: &mut [Self::Word]);
+    /// Every pointer is valid for `offset + dim` elements; there is at least one.
+    unsafe fn load_keys(
+        keys: &[*const Self::Element],
+        offset: usize,
+        dim: usize,
+        to: &mut [Self::Word],
+    );
 
     /// Scores of `N` query rows: `scores[r][key] = sum over words of query * key`, words in order, for all columns loaded.
     ///
@@ -70,12 +78,14 @@ pub(super) trait Inner {
         weights: &mut [Self::Weight],
     ) -> f32;
 
-    /// `sums[r] = sums[r] * factor[r] + sum over keys of weight * value`, keys in order.
+    /// `sums[r] = sums[r] * factor[r] + sum over keys of weight * value`, keys in order. Values begin `offset` elements from
+    /// where the pointers point.
     ///
     /// # Safety
-    /// Every pointer is valid for `dim` elements.
+    /// Every pointer is valid for `offset + dim` elements.
     unsafe fn accumulate<const N: usize>(
         values: &[*const Self::Element],
+        offset: usize,
         dim: usize,
         weights: &[Self::Weight],
         factors: &[f32; ROWS],
@@ -89,7 +99,7 @@ pub(super) trait Inner {
     unsafe fn store(sums: &[f32], sum: f32, dim: usize, to: *mut Self::Element);
 }
 
-/// Working memory of one tile.
+/// Working memory of one task. Query rows are numbered by key-value head, token, head within the group.
 struct Scratch<I: Inner> {
     query: Vec<I::Word>,
     keys: Vec<I::Word>,
@@ -123,12 +133,13 @@ impl<I: Inner> Scratch<I> {
     /// Adds the loaded keys and their values, `count` of them, to `N` query rows from `row` on.
     ///
     /// # Safety
-    /// The pointers are valid for `dim` elements; the instruction set is there.
+    /// The pointers are valid for `offset + dim` elements; the instruction set is there.
     #[inline(always)]
     unsafe fn add<const N: usize>(
         &mut self,
         row: usize,
         values: &[*const I::Element],
+        offset: usize,
         dim: usize,
         scale: f32,
     ) {
@@ -149,7 +160,7 @@ impl<I: Inner> Scratch<I> {
                     &mut self.weights[r * BLOCK..(r + 1) * BLOCK],
                 );
             }
-            I::accumulate::<N>(values, dim, &self.weights, &factors, sums);
+            I::accumulate::<N>(values, offset, dim, &self.weights, &factors, sums);
         }
     }
 
@@ -160,8 +171,9 @@ impl<I: Inner> Scratch<I> {
     #[inline(always)]
     unsafe fn add_rows(
         &mut self,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         values: &[*const I::Element],
+        offset: usize,
         dim: usize,
         scale: f32,
     ) {
@@ -170,10 +182,10 @@ impl<I: Inner> Scratch<I> {
             // SAFETY: as the caller's.
             unsafe {
                 match rows.end - row {
-                    1 => self.add::<1>(row, values, dim, scale),
-                    2 => self.add::<2>(row, values, dim, scale),
-                    3 => self.add::<3>(row, values, dim, scale),
-                    _ => self.add::<4>(row, values, dim, scale),
+                    1 => self.add::<1>(row, values, offset, dim, scale),
+                    2 => self.add::<2>(row, values, offset, dim, scale),
+                    3 => self.add::<3>(row, values, offset, dim, scale),
+                    _ => self.add::<4>(row, values, offset, dim, scale),
                 }
             }
             row += ROWS;
@@ -181,31 +193,38 @@ impl<I: Inner> Scratch<I> {
     }
 }
 
-/// Where a key-value head's elements are.
-struct Source<E> {
-    key: *const E,
-    value: *const E,
-    key_stride: usize,
-    value_stride: usize,
+/// Up to a block of slots: where their keys and values are.
+struct Block<I: Inner> {
+    keys: [*const I::Element; BLOCK],
+    values: [*const I::Element; BLOCK],
+    count: usize,
 }
 
-impl<E> Source<E> {
-    /// # Safety
-    /// The slots are in the pool.
+impl<I: Inner> Block<I> {
+    /// The first block of `slots`. What will be read next is asked for on the way: this block's values and the next block's
+    /// keys. Slots lie anywhere, so the machine cannot guess them.
     #[inline(always)]
-    unsafe fn locate(
-        &self,
-        slots: &[u32],
-        keys: &mut [*const E; BLOCK],
-        values: &mut [*const E; BLOCK],
-    ) {
-        for (i, &slot) in slots.iter().enumerate() {
-            // SAFETY: the plan checked every slot against the pool.
-            unsafe {
-                keys[i] = self.key.add(slot as usize * self.key_stride);
-                values[i] = self.value.add(slot as usize * self.value_stride);
+    fn new(tensors: &Tensors, heads: Heads, kv_heads: &Range<usize>, slots: &[u32]) -> Self {
+        let mut block = Self {
+            keys: [std::ptr::null(); BLOCK],
+            values: [std::ptr::null(); BLOCK],
+            count: slots.len().min(BLOCK),
+        };
+        let (keys, values) = (
+            tensors.key as *const I::Element,
+            tensors.value as *const I::Element,
+        );
+        for (i, &slot) in slots.iter().take(BLOCK).enumerate() {
+            block.keys[i] = keys.wrapping_add(slot as usize * tensors.key_stride);
+            block.values[i] = values.wrapping_add(slot as usize * tensors.value_stride);
+            let value = block.values[i].wrapping_add(kv_heads.start * heads.value_dim);
+            fetch(value, kv_heads.len() * heads.value_dim);
+            if let Some(&next) = slots.get(i + BLOCK) {
+                let key = next as usize * tensors.key_stride + kv_heads.start * heads.key_dim;
+                fetch(keys.wrapping_add(key), kv_heads.len() * heads.key_dim);
             }
         }
+        block
     }
 }
 
@@ -220,53 +239,47 @@ pub(super) unsafe fn run<I: Inner>(task: &Task<'_>) {
         heads,
         tensors,
         tile,
-        kv_head,
+        ref kv_heads,
         ..
     } = *task;
-    let request: Request = plan.requests[tile.request];
-    let slots = &plan.slots[request.slots..request.slots + request.prefix + request.rows];
+    let request = plan.requests[tile.request];
     let group = heads.query / heads.key_value;
-    let mut scratch = Scratch::<I>::new((tile.to - tile.from) * group, heads);
-    // SAFETY: the offsets of a key-value head lie within a slot.
-    let source = unsafe {
-        Source {
-            key: (tensors.key as *const I::Element).add(kv_head * heads.key_dim),
-            value: (tensors.value as *const I::Element).add(kv_head * heads.value_dim),
-            key_stride: tensors.key_stride,
-            value_stride: tensors.value_stride,
-        }
-    };
-    for row in tile.from..tile.to {
-        let token =
-            (request.first_row + row) * tensors.query_stride + kv_head * group * heads.key_dim;
-        for head in 0..group {
-            let at = ((row - tile.from) * group + head) * scratch.words;
-            let to = &mut scratch.query[at..at + scratch.words];
-            // SAFETY: the row belongs to the plan and the head to the row.
-            unsafe {
-                I::load_query(
-                    (tensors.query as *const I::Element).add(token + head * heads.key_dim),
-                    heads.key_dim,
-                    to,
+    let tokens = tile.to - tile.from;
+    let mut scratch = Scratch::<I>::new(kv_heads.len() * tokens * group, heads);
+    // A query row's place in the scratch, in the queries and in the output.
+    let places = kv_heads.clone().enumerate().flat_map(|(kv, kv_head)| {
+        (0..tokens).flat_map(move |token| {
+            (0..group).map(move |head| {
+                let at = (kv * tokens + token) * group + head;
+                (
+                    at,
+                    request.first_row + tile.from + token,
+                    kv_head * group + head,
                 )
-            };
-        }
+            })
+        })
+    });
+    for (at, row, head) in places.clone() {
+        let to = &mut scratch.query[at * scratch.words..(at + 1) * scratch.words];
+        let from = row * tensors.query_stride + head * heads.key_dim;
+        // SAFETY: the row belongs to the plan and the head to the row.
+        unsafe {
+            I::load_query(
+                (tensors.query as *const I::Element).add(from),
+                heads.key_dim,
+                to,
+            )
+        };
     }
-
-    // SAFETY: slots come from the plan, pointers from the pool.
-    unsafe { walk(task, &request, slots, &source, &mut scratch) };
-
-    for row in tile.from..tile.to {
-        let token =
-            (request.first_row + row) * tensors.output_stride + kv_head * group * heads.value_dim;
-        for head in 0..group {
-            let at = (row - tile.from) * group + head;
-            let sums = &scratch.sums[at * scratch.value_lanes..(at + 1) * scratch.value_lanes];
-            // SAFETY: this task alone writes the heads of its group in its rows.
-            unsafe {
-                let to = (tensors.output as *mut I::Element).add(token + head * heads.value_dim);
-                I::store(sums, scratch.sum[at], heads.value_dim, to);
-            }
+    // SAFETY: as the caller's.
+    unsafe { walk(task, &request, &mut scratch) };
+    for (at, row, head) in places {
+        let sums = &scratch.sums[at * scratch.value_lanes..(at + 1) * scratch.value_lanes];
+        let to = row * tensors.output_stride + head * heads.value_dim;
+        // SAFETY: this task alone writes its heads in its rows.
+        unsafe {
+            let to = (tensors.output as *mut I::Element).add(to);
+            I::store(sums, scratch.sum[at], heads.value_dim, to);
         }
     }
 }
@@ -276,64 +289,82 @@ pub(super) unsafe fn run<I: Inner>(task: &Task<'_>) {
 /// # Safety
 /// As [`run`].
 #[inline(always)]
-unsafe fn walk<I: Inner>(
-    task: &Task<'_>,
-    request: &Request,
-    slots: &[u32],
-    source: &Source<I::Element>,
-    scratch: &mut Scratch<I>,
-) {
+unsafe fn walk<I: Inner>(task: &Task<'_>, request: &Request, scratch: &mut Scratch<I>) {
     let Task {
         plan,
         heads,
+        tensors,
         scale,
         tile,
-        ..
+        ref kv_heads,
     } = *task;
+    let slots = &plan.slots[request.slots..request.slots + request.prefix + request.rows];
     let group = heads.query / heads.key_value;
-    let mut keys = [std::ptr::null(); BLOCK];
-    let mut values = [std::ptr::null(); BLOCK];
-    let sight = plan.sight(request);
     let rows = (tile.to - tile.from) * group;
+    let sight = plan.sight(request);
     // Positions that all rows of the tile see.
     let shared = match sight {
         Sight::Causal => request.prefix + tile.from + 1,
         Sight::Tree(_) => request.prefix,
     };
     let whole = shared / BLOCK * BLOCK;
-    for block in slots[..whole].chunks_exact(BLOCK) {
-        // SAFETY: the slots are in the pool.
-        unsafe {
-            source.locate(block, &mut keys, &mut values);
-            I::load_keys(&keys, heads.key_dim, &mut scratch.keys);
-            scratch.add_rows(0..rows, &values, heads.value_dim, scale);
+    for start in (0..whole).step_by(BLOCK) {
+        let block = Block::<I>::new(tensors, heads, kv_heads, &slots[start..]);
+        for (kv, kv_head) in kv_heads.clone().enumerate() {
+            // SAFETY: the slots are in the pool.
+            unsafe {
+                I::load_keys(
+                    &block.keys,
+                    kv_head * heads.key_dim,
+                    heads.key_dim,
+                    &mut scratch.keys,
+                );
+                let rows = kv * rows..(kv + 1) * rows;
+                scratch.add_rows(
+                    rows,
+                    &block.values,
+                    kv_head * heads.value_dim,
+                    heads.value_dim,
+                    scale,
+                );
+            }
         }
     }
     match sight {
         Sight::Causal => {
             let end = request.prefix + tile.to;
             for start in (whole..end).step_by(BLOCK) {
-                let block = &slots[start..end.min(start + BLOCK)];
-                // SAFETY: the slots are in the pool.
-                unsafe {
-                    source.locate(block, &mut keys, &mut values);
-                    I::load_keys(&keys[..block.len()], heads.key_dim, &mut scratch.keys);
-                }
-                for row in tile.from..tile.to {
-                    let seen = (request.prefix + row + 1)
-                        .saturating_sub(start)
-                        .min(block.len());
-                    if seen > 0 {
-                        let at = (row - tile.from) * group;
-                        // SAFETY: as above.
-                        unsafe {
-                            scratch.add_rows(
-                                at..at + group,
-                                &values[..seen],
-                                heads.value_dim,
-                                scale,
-                            )
-                        };
+                let block = Block::<I>::new(tensors, heads, kv_heads, &slots[start..end]);
+                for (kv, kv_head) in kv_heads.clone().enumerate() {
+                    let keys = &block.keys[..block.count];
+                    // SAFETY: the slots are in the pool.
+                    unsafe {
+                        I::load_keys(
+                            keys,
+                            kv_head * heads.key_dim,
+                            heads.key_dim,
+                            &mut scratch.keys,
+                        )
+                    };
+                    for row in tile.from..tile.to {
+                        let seen = (request.prefix + row + 1)
+                            .saturating_sub(start)
+                            .min(block.count);
+                        if seen > 0 {
+                            let at = kv * rows + (row - tile.from) * group;
+                            let values = &block.values[..seen];
+                            let offset = kv_head * heads.value_dim;
+                            // SAFETY: as above.
+                            unsafe {
+                                scratch.add_rows(
+                                    at..at + group,
+                                    values,
+                                    offset,
+                                    heads.value_dim,
+                                    scale,
+                                )
+                            };
+                        }
                     }
                 }
             }
@@ -344,25 +375,33 @@ unsafe fn walk<I: Inner>(
                 visible.clear();
                 visible.extend_from_slice(&slots[whole..request.prefix]);
                 let sees = &mask[row * request.rows..][..=row];
-                visible.extend(
-                    slots[request.prefix..]
-                        .iter()
-                        .zip(sees)
-                        .filter(|(_, sees)| **sees)
-                        .map(|(slot, _)| *slot),
-                );
-                let at = (row - tile.from) * group;
-                for block in visible.chunks(BLOCK) {
-                    // SAFETY: the slots are in the pool.
-                    unsafe {
-                        source.locate(block, &mut keys, &mut values);
-                        I::load_keys(&keys[..block.len()], heads.key_dim, &mut scratch.keys);
-                        scratch.add_rows(
-                            at..at + group,
-                            &values[..block.len()],
-                            heads.value_dim,
-                            scale,
-                        );
+                let drafts = slots[request.prefix..]
+                    .iter()
+                    .zip(sees)
+                    .filter(|(_, sees)| **sees);
+                visible.extend(drafts.map(|(&slot, _)| slot));
+                for start in (0..visible.len()).step_by(BLOCK) {
+                    let block = Block::<I>::new(tensors, heads, kv_heads, &visible[start..]);
+                    let (keys, values) = (&block.keys[..block.count], &block.values[..block.count]);
+                    for (kv, kv_head) in kv_heads.clone().enumerate() {
+                        let at = kv * rows + (row - tile.from) * group;
+                        let offset = kv_head * heads.value_dim;
+                        // SAFETY: the slots are in the pool.
+                        unsafe {
+                            I::load_keys(
+                                keys,
+                                kv_head * heads.key_dim,
+                                heads.key_dim,
+                                &mut scratch.keys,
+                            );
+                            scratch.add_rows(
+                                at..at + group,
+                                values,
+                                offset,
+                                heads.value_dim,
+                                scale,
+                            );
+                        }
                     }
                 }
             }

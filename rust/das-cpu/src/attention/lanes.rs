@@ -2,70 +2,14 @@
 
 use super::BLOCK;
 use super::kernel::{Inner, ROWS, Task, run};
-use crate::bf16::Bf16;
+use crate::bf16::{Bf16, Float};
+use crate::machine::{exp2, multiply_add};
 use std::marker::PhantomData;
 
 const LANES: usize = 16;
 
-/// A tensor element computed in float32.
-pub(super) trait Float: Copy {
-    fn to_f32(self) -> f32;
-    fn from_f32(value: f32) -> Self;
-}
-
-impl Float for f32 {
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-    #[inline(always)]
-    fn from_f32(value: f32) -> Self {
-        value
-    }
-}
-
-impl Float for Bf16 {
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        Self::to_f32(self)
-    }
-    #[inline(always)]
-    fn from_f32(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-}
-
 /// float32 arithmetic on elements `E`, with fused multiply-add where the machine has it.
 pub(super) struct Lanes<E, const FUSED: bool>(PhantomData<E>);
-
-#[inline(always)]
-fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
-}
-
-/// 2^x for x <= 0, to about one unit in the last place; next to nothing below -127.
-#[inline(always)]
-fn exp2<const FUSED: bool>(x: f32) -> f32 {
-    // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
-    const ROUND: f32 = 12_582_912.0;
-    let clamped = if x < -127.0 { -127.0 } else { x };
-    let whole = (clamped + ROUND) - ROUND;
-    let rest = clamped - whole;
-    // Taylor of 2^rest on [-1/2, 1/2], coefficients ln(2)^k / k!.
-    let mut y = 1.540_353e-4;
-    for c in [
-        1.333_355_8e-3,
-        9.618_129e-3,
-        5.550_411e-2,
-        2.402_265e-1,
-        6.931_472e-1,
-        1.0,
-    ] {
-        y = multiply_add::<FUSED>(y, rest, c);
-    }
-    let power = f32::from_bits(((whole as i32 + 127) as u32) << 23);
-    y * power
-}
 
 impl<E: Float, const FUSED: bool> Inner for Lanes<E, FUSED> {
     type Element = E;
@@ -83,16 +27,12 @@ impl<E: Float, const FUSED: bool> Inner for Lanes<E, FUSED> {
     }
 
     #[inline(always)]
-    unsafe fn load_keys(keys: &[*const E], dim: usize, to: &mut [f32]) {
+    unsafe fn load_keys(keys: &[*const E], offset: usize, dim: usize, to: &mut [f32]) {
         for (column, &key) in keys.iter().enumerate() {
             for (word, row) in to.chunks_exact_mut(BLOCK).take(dim).enumerate() {
                 // SAFETY: `word < dim`.
-                row[column] = unsafe { *key.add(word) }.to_f32();
+                row[column] = unsafe { *key.add(offset + word) }.to_f32();
             }
-        }
-        let padded = keys.len().next_multiple_of(LANES);
-        for row in to.chunks_exact_mut(BLOCK).take(dim) {
-            row[keys.len()..padded].fill(0.0);
         }
     }
 
@@ -173,6 +113,7 @@ impl<E: Float, const FUSED: bool> Inner for Lanes<E, FUSED> {
     #[inline(always)]
     unsafe fn accumulate<const N: usize>(
         values: &[*const E],
+        offset: usize,
         dim: usize,
         weights: &[f32],
         factors: &[f32; ROWS],
@@ -191,14 +132,14 @@ impl<E: Float, const FUSED: bool> Inner for Lanes<E, FUSED> {
                 let mut lanes = [0.0f32; LANES];
                 if width == LANES {
                     // SAFETY: `first + LANES <= dim`.
-                    let whole = unsafe { *value.add(first).cast::<[E; LANES]>() };
+                    let whole = unsafe { *value.add(offset + first).cast::<[E; LANES]>() };
                     for lane in 0..LANES {
                         lanes[lane] = whole[lane].to_f32();
                     }
                 } else {
                     for (lane, to) in lanes[..width].iter_mut().enumerate() {
                         // SAFETY: `first + width == dim`.
-                        *to = unsafe { *value.add(first + lane) }.to_f32();
+                        *to = unsafe { *value.add(offset + first + lane) }.to_f32();
                     }
                 }
                 for (r, held) in held.iter_mut().enumerate() {

@@ -10,7 +10,8 @@ mod avx512;
 mod kernel;
 mod lanes;
 
-use crate::{Error, pool};
+use crate::machine::{Dtype, Isa};
+use crate::{Error, pool, rows};
 
 /// Keys per block of the online softmax.
 pub const BLOCK: usize = 64;
@@ -23,15 +24,6 @@ const TILE_ROWS: usize = 48;
 
 /// Multiply-adds below which waking a helper thread costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 19;
-
-/// Element type of queries, keys, values and results.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dtype {
-    /// bfloat16; sums are float32.
-    Bf16,
-    /// float32.
-    F32,
-}
 
 /// What all layers of a model have in common.
 #[derive(Debug, Clone, Copy)]
@@ -109,6 +101,8 @@ struct Tile {
 #[derive(Debug, Clone)]
 pub struct Plan {
     slots: Vec<u32>,
+    /// Where the step's own keys and values go, row by row.
+    new_slots: Vec<u32>,
     mask: Vec<bool>,
     requests: Vec<Request>,
     rows: usize,
@@ -127,6 +121,8 @@ pub struct Batch<'a> {
     pub rows: &'a [usize],
     /// Who sees whom among a request's rows, `rows[i] * rows[i]` entries each; none for causal rows.
     pub mask: Option<&'a [bool]>,
+    /// Pool slot of each row, for [`store`]; may be empty if that is not used.
+    pub new_slots: &'a [u32],
     /// Slots in the pool.
     pub pool_slots: usize,
 }
@@ -142,6 +138,7 @@ impl Plan {
             prefix,
             rows,
             mask,
+            new_slots,
             pool_slots,
         } = batch;
         if prefix.len() != rows.len() {
@@ -178,13 +175,21 @@ impl Plan {
                 mask.len()
             )));
         }
-        if let Some(bad) = slots.iter().find(|&&slot| slot as usize >= pool_slots) {
+        if !new_slots.is_empty() && new_slots.len() != row {
+            return Err(Error::new(format!(
+                "{} new slots are given for {row} rows",
+                new_slots.len()
+            )));
+        }
+        let mut all = slots.iter().chain(new_slots);
+        if let Some(bad) = all.find(|&&slot| slot as usize >= pool_slots) {
             return Err(Error::new(format!(
                 "slot {bad} is outside the pool of {pool_slots} slots"
             )));
         }
         Ok(Self {
             slots: slots.to_vec(),
+            new_slots: new_slots.to_vec(),
             mask: mask.unwrap_or_default().to_vec(),
             requests,
             rows: row,
@@ -240,57 +245,44 @@ pub struct Tensors {
     pub output_stride: usize,
 }
 
-/// The instruction set in use, best first. All give the same bits for any batch; they need not agree with each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Isa {
-    /// AVX-512 with bfloat16 dot products; float32 as [`Isa::Avx512`].
-    Avx512Bf16,
-    /// AVX-512.
-    Avx512,
-    /// AVX2 with fused multiply-add.
-    Avx2,
-    /// Whatever the compiler's baseline has.
-    Portable,
+/// Addresses and strides (in elements) of a step's own keys or values and of the pool they go to.
+#[derive(Debug, Clone, Copy)]
+pub struct Transfer {
+    /// `[rows, key-value heads, dim]`.
+    pub from: usize,
+    /// From one row to the next.
+    pub from_stride: usize,
+    /// `[pool slots, key-value heads, dim]`.
+    pub to: usize,
+    /// From one slot to the next.
+    pub to_stride: usize,
 }
 
-impl Isa {
-    /// Everything this machine runs, best first.
-    pub fn available() -> Vec<Self> {
-        let mut found = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx512 = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512dq");
-            if avx512 && is_x86_feature_detected!("avx512bf16") {
-                found.push(Self::Avx512Bf16);
-            }
-            if avx512 {
-                found.push(Self::Avx512);
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                found.push(Self::Avx2);
-            }
-        }
-        found.push(Self::Portable);
-        found
-    }
-
-    /// The best of this machine, found once.
-    pub fn best() -> Self {
-        static BEST: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
-        *BEST.get_or_init(|| Self::available()[0])
-    }
-
-    /// A short name for logs.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Avx512Bf16 => "avx512-bf16",
-            Self::Avx512 => "avx512",
-            Self::Avx2 => "avx2",
-            Self::Portable => "portable",
-        }
+/// Writes a layer's new keys and values to the pool, at the plan's new slots.
+///
+/// # Safety
+/// The tensors are live, of `dtype`, of the shapes [`Transfer`] states, and ours alone meanwhile.
+pub unsafe fn store(plan: &Plan, heads: Heads, dtype: Dtype, keys: Transfer, values: Transfer) {
+    let size = dtype.size();
+    for (transfer, dim) in [(keys, heads.key_dim), (values, heads.value_dim)] {
+        let Transfer {
+            from,
+            from_stride,
+            to,
+            to_stride,
+        } = transfer;
+        let bytes = heads.key_value * dim * size;
+        // SAFETY: the plan checked its slots; the rest is the caller's.
+        unsafe {
+            rows::scatter_rows(
+                from,
+                from_stride * size,
+                to,
+                to_stride * size,
+                bytes,
+                &plan.new_slots,
+            )
+        };
     }
 }
 
@@ -312,17 +304,22 @@ pub unsafe fn attend(
     let tiles = plan.tiles((TILE_ROWS / group).max(1));
     let work = plan.visible * heads.query * (heads.key_dim + heads.value_dim);
     let threads = if work < PARALLEL_WORK { 1 } else { threads };
-    let scale = scale * std::f32::consts::LOG2_E;
-    pool::run(threads, tiles.len() * heads.key_value, |item| {
-        // Neighbours in the queue share a tile, and so its slots and cache lines.
-        let tile = tiles[item / heads.key_value];
+    // A slot's heads adjoin, so taking them together reads memory in order. They part only to occupy the threads.
+    let share = if tiles.len() >= 2 * threads || threads == 1 {
+        heads.key_value
+    } else {
+        1
+    };
+    let shares = heads.key_value / share;
+    pool::run(threads, tiles.len() * shares, |item| {
+        let first = item % shares * share;
         let task = kernel::Task {
             plan,
             heads,
             tensors,
-            scale,
-            tile,
-            kv_head: item % heads.key_value,
+            scale: scale * std::f32::consts::LOG2_E,
+            tile: tiles[item / shares],
+            kv_heads: first..first + share,
         };
         // SAFETY: the caller vouches for the tensors and the instruction set; items write to disjoint output.
         unsafe { kernel::dispatch(&task, dtype, isa) };

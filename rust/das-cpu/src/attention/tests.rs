@@ -227,6 +227,7 @@ fn check<E: Element>(heads: Heads, isa: Isa, seed: u64) {
             prefix: &prefix,
             rows: &rows,
             mask: tree.then_some(&mask),
+            new_slots: &[],
             pool_slots: pool.slots,
         };
         let together = pool.run(batch, &query, 1, isa);
@@ -257,6 +258,7 @@ fn check<E: Element>(heads: Heads, isa: Isa, seed: u64) {
                     prefix: &[visible.len() - 1],
                     rows: &[1],
                     mask: None,
+                    new_slots: &[],
                     pool_slots: pool.slots,
                 };
                 let result = &together[row * o..(row + 1) * o];
@@ -312,6 +314,7 @@ fn values_a_row_does_not_see_never_reach_it() {
             prefix: &[256],
             rows: &[4],
             mask: None,
+            new_slots: &[],
             pool_slots: 300,
         };
         let clean = pool.run(batch, &query, 1, isa);
@@ -334,6 +337,7 @@ fn what_does_not_fit_is_refused() {
         prefix: &[2],
         rows: &[1],
         mask: None,
+        new_slots: &[],
         pool_slots: 3,
     };
     assert!(Plan::new(good).is_ok());

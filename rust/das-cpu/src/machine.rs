@@ -1,0 +1,119 @@
+//! What the kernels are made for: element types and instruction sets.
+
+/// Element type of a kernel's tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// bfloat16; sums are float32.
+    Bf16,
+    /// float32.
+    F32,
+}
+
+impl Dtype {
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// The instruction set in use, best first. All give the same bits for any batch; they need not agree with each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// AVX-512 with bfloat16 dot products; float32 as [`Isa::Avx512`].
+    Avx512Bf16,
+    /// AVX-512.
+    Avx512,
+    /// AVX2 with fused multiply-add.
+    Avx2,
+    /// Whatever the compiler's baseline has.
+    Portable,
+}
+
+impl Isa {
+    /// Everything this machine runs, best first.
+    pub fn available() -> Vec<Self> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq");
+            if avx512 && is_x86_feature_detected!("avx512bf16") {
+                found.push(Self::Avx512Bf16);
+            }
+            if avx512 {
+                found.push(Self::Avx512);
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                found.push(Self::Avx2);
+            }
+        }
+        found.push(Self::Portable);
+        found
+    }
+
+    /// The best of this machine, found once.
+    pub fn best() -> Self {
+        static BEST: std::sync::OnceLock<Isa> = std::sync::OnceLock::new();
+        *BEST.get_or_init(|| Self::available()[0])
+    }
+
+    /// A short name for logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avx512Bf16 => "avx512-bf16",
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        }
+    }
+}
+
+/// Asks for the cache lines of `count` elements that will be read soon.
+#[inline(always)]
+pub(crate) fn fetch<E>(from: *const E, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for byte in (0..count * size_of::<E>()).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint; it does not fault whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast::<i8>().wrapping_add(byte)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, count);
+}
+
+/// `a * b + c`, rounded once where the machine can.
+#[inline(always)]
+pub(crate) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FUSED { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// 2^x to about one unit in the last place, for x within the exponents of float32; those beyond are taken to the ends.
+#[inline(always)]
+pub(crate) fn exp2<const FUSED: bool>(x: f32) -> f32 {
+    // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
+    const ROUND: f32 = 12_582_912.0;
+    // In this form NaN stays NaN.
+    let low = if x < -127.0 { -127.0 } else { x };
+    let clamped = if low > 127.0 { 127.0 } else { low };
+    let whole = (clamped + ROUND) - ROUND;
+    let rest = clamped - whole;
+    // Taylor of 2^rest on [-1/2, 1/2], coefficients ln(2)^k / k!.
+    let mut y = 1.540_353e-4;
+    for c in [
+        1.333_355_8e-3,
+        9.618_129e-3,
+        5.550_411e-2,
+        2.402_265e-1,
+        6.931_472e-1,
+        1.0,
+    ] {
+        y = multiply_add::<FUSED>(y, rest, c);
+    }
+    let power = f32::from_bits(((whole as i32 + 127) as u32) << 23);
+    y * power
+}
