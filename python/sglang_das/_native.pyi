@@ -190,11 +190,13 @@ class AttentionPlan:
         req_pool_indices: NDArray[np.int64],
         prefix_lens: NDArray[np.int64],
         row_counts: NDArray[np.int64],
+        new_slots: NDArray[np.int64],
         pool_slots: int,
         mask: NDArray[np.bool_] | None = None,
     ) -> AttentionPlan:
         """Request i has `row_counts[i]` rows after `prefix_lens[i]` earlier tokens; token j of it lies in pool slot
-        `req_to_token[req_pool_indices[i], j]`. Without a mask row r sees all tokens up to itself; with one it sees the
+        `req_to_token[req_pool_indices[i], j]`. `new_slots`, one per row, are where `Attention.store` writes; it may be
+        empty if that is not used. Without a mask row r sees all tokens up to itself; with one it sees the
         prefix and those rows c <= r whose entry [r, c] is set, the requests' square masks following each other.
         ValueError if something does not fit, a slot outside the pool included."""
 
@@ -221,6 +223,20 @@ class Attention:
     @property
     def isa(self) -> str:
         """The instruction set in use."""
+
+    def store(
+        self,
+        plan: AttentionPlan,
+        new_key: int,
+        new_key_stride: int,
+        new_value: int,
+        new_value_stride: int,
+        key: int,
+        key_stride: int,
+        value: int,
+        value_stride: int,
+    ) -> None:
+        """Writes the step's keys and values, [rows, kv_heads, dim], to the plan's new slots of the pool."""
 
     def run(
         self,
@@ -263,6 +279,49 @@ class Linear:
         outputs: int,
     ) -> None:
         """x is [rows, features], the weight [outputs, features], the bias [outputs] or address 0, y [rows, outputs]."""
+
+def rms_norm(
+    x: int,
+    x_stride: int,
+    residual: int,
+    residual_stride: int,
+    weight: int,
+    y: int,
+    sum: int,
+    rows: int,
+    width: int,
+    epsilon: float,
+    dtype: Literal["bfloat16", "float32"],
+    threads: int,
+) -> None:
+    """y = x / sqrt(mean(x^2) + epsilon) * weight, row by row. With a residual (an address other than 0), x + residual
+    takes the place of x and is written to `sum`. `y` and `sum` are contiguous [rows, width]."""
+
+def silu_and_mul(
+    x: int, x_stride: int, y: int, rows: int, width: int, dtype: Literal["bfloat16", "float32"], threads: int
+) -> None:
+    """y = silu(x[:, :width]) * x[:, width:] for x [rows, 2 width] and contiguous y [rows, width]."""
+
+def rotate(
+    positions: int,
+    table: int,
+    table_rows: int,
+    rotated: int,
+    halves: bool,
+    query: int,
+    query_stride: int,
+    query_heads: int,
+    key: int,
+    key_stride: int,
+    key_heads: int,
+    rows: int,
+    head_dim: int,
+    dtype: Literal["bfloat16", "float32"],
+    threads: int,
+) -> None:
+    """Rotary embedding in place of queries and keys [rows, heads * head_dim], by int64 positions [rows] and a
+    contiguous table [table_rows, rotated] of cosines, then sines. The first `rotated` elements of a head turn in pairs:
+    two halves, or else neighbours. Rows whose position is outside the table stay as they are."""
 
 def cpu_isas() -> list[str]:
     """Instruction sets of this machine that the kernels have inner loops for, best first."""

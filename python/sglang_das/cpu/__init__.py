@@ -5,7 +5,7 @@ PyPI. This package supplies what is missing, only when that engine is asked for 
 
 - `stand_in`: a package `sgl_kernel` with the functions SGLang imports and calls on CPU;
 - `attention`: a native backend, in place of `torch_native`, that also serves speculative verification;
-- `linear`: matrix products whose rows do not depend on the batch;
+- `linear` and `rowwise`: matrix products whose rows do not depend on the batch, and what lies between them;
 - `seeds` and `sampler`: per-request noise without `--enable-deterministic-inference`.
 
 Together they make arithmetic batch-invariant: a row's logits have the same bits alone, in any batch, and as a decode,
@@ -23,8 +23,10 @@ STAND_IN = Path(__file__).parent / "stand_in"
 
 RELIES_ON: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch", ("batch", "vocab_size")),
+    ("sglang.srt.arg_groups.resolution_hooks.register_resolution_hook", ("name",)),
     ("sglang.srt.layers.sampler.create_sampler", ("backend",)),
     ("sglang.srt.layers.sampler.register_sampler_backend", ("backend", "factory")),
+    ("sglang.srt.layers.sampler.sampler_softmax", ("logits", "temperatures")),
     (
         "sglang.srt.layers.sampler.Sampler._sample_from_probs",
         ("self", "probs", "sampling_info", "positions", "simple_sampling_case"),
@@ -37,9 +39,19 @@ RELIES_ON: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("self", "q", "k", "v", "layer", "forward_batch", "save_kv_cache", "kwargs"),
     ),
     ("sglang.srt.layers.quantization.unquant.UnquantizedLinearMethod.apply", ("self", "layer", "x", "bias")),
+    ("sglang.srt.layers.quantization.unquant.UnquantizedEmbeddingMethod.apply", ("self", "layer", "x", "bias")),
     (
         "sglang.srt.layers.logits_processor.LogitsProcessor._compute_lm_head",
-        ("self", "hidden_states", "lm_head", "embedding_bias"),
+        ("self", "hidden_states", "lm_head", "embedding_bias", "out"),
+    ),
+    (
+        "sglang.srt.layers.layernorm.RMSNorm.forward_native",
+        ("self", "x", "residual", "post_residual_addition", "quant_linear"),
+    ),
+    ("sglang.srt.layers.activation.SiluAndMul.forward_native", ("self", "x")),
+    (
+        "sglang.srt.layers.rotary_embedding.base.RotaryEmbedding.forward_native",
+        ("self", "positions", "query", "key", "offsets", "fused_set_kv_buffer_arg"),
     ),
 )
 """What the hooks hold on to in SGLang: dotted name and parameters."""

@@ -5,21 +5,35 @@ makes one native call that reads the key-value pool in place. Supported: decoder
 bfloat16 or float32.
 """
 
-from typing import Any, Literal
+import logging
+from typing import Any
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
-from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MHATokenToKVPool
 
-from sglang_das._native import Attention, AttentionPlan
+from sglang_das._native import Attention, AttentionPlan, cpu_isas
 
-_DTYPES: dict[torch.dtype, Literal["bfloat16", "float32"]] = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+from .linear import NAMES, check
+
+logger = logging.getLogger(__name__)
 
 
 def create_backend(runner: Any) -> "CpuAttention":
-    """The factory SGLang's registry calls for each model runner."""
-    return CpuAttention(runner)
+    """The factory SGLang's registry calls for each model runner, once its model is loaded. Logs what to expect."""
+    backend = CpuAttention(runner)
+    problems = check(runner.model)
+    for problem in problems:
+        logger.warning("results may depend on the batch: %s", problem)
+    if not problems:
+        logger.info(
+            "CPU engine (%s, %d threads): attention and matrix products are batch-invariant in %s",
+            cpu_isas()[0],
+            torch.get_num_threads(),
+            NAMES[backend.dtype],
+        )
+    return backend
 
 
 class CpuAttention(AttentionBackend):  # type: ignore[misc]
@@ -35,7 +49,7 @@ class CpuAttention(AttentionBackend):  # type: ignore[misc]
         for name, module in runner.model.named_modules():
             if isinstance(module, RadixAttention):
                 _require_supported(name, module)
-        if runner.kv_cache_dtype not in _DTYPES:
+        if runner.kv_cache_dtype not in NAMES:
             raise NotImplementedError(
                 f"a key-value cache of {runner.kv_cache_dtype} is not supported on this CPU engine; "
                 "use --kv-cache-dtype auto with --dtype bfloat16 or float32"
@@ -44,7 +58,7 @@ class CpuAttention(AttentionBackend):  # type: ignore[misc]
         self.pool = runner.token_to_kv_pool
         self.dtype = runner.kv_cache_dtype
         self.plan: Any = None
-        self._kernels: dict[tuple[int, int, int, int], Any] = {}
+        self._kernels: dict[tuple[int, ...], Attention] = {}
 
     def support_triton(self) -> bool:
         """Nothing here is triton: allocation takes its torch paths."""
@@ -72,6 +86,7 @@ class CpuAttention(AttentionBackend):  # type: ignore[misc]
             forward_batch.req_pool_indices.long().numpy(),
             prefix.long().numpy(),
             rows.long().numpy(),
+            forward_batch.out_cache_loc.long().numpy(),
             self.pool.get_key_buffer(self.pool.start_layer).shape[0],
             mask,
         )
@@ -91,9 +106,9 @@ class CpuAttention(AttentionBackend):  # type: ignore[misc]
         q = q.reshape(-1, heads * layer.qk_head_dim)
         if forward_batch.forward_mode.is_idle():
             return q.new_empty(q.shape[0], heads * value_dim)
-        if save_kv_cache and k is not None and v is not None:
-            self.pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
         keys, values = self.pool.get_key_buffer(layer.layer_id), self.pool.get_value_buffer(layer.layer_id)
+        if save_kv_cache and k is not None and v is not None:
+            self._store(layer, forward_batch, k, v, keys, values)
         query = q.to(self.dtype)
         if query.stride(-1) != 1:
             query = query.contiguous()
@@ -114,11 +129,44 @@ class CpuAttention(AttentionBackend):  # type: ignore[misc]
         )
         return output.to(q.dtype)
 
-    def _kernel(self, layer: RadixAttention) -> Any:
-        shape = (layer.tp_q_head_num, layer.tp_k_head_num, layer.qk_head_dim, layer.v_head_dim)
-        kernel = self._kernels.get(shape)
+    def _store(
+        self,
+        layer: RadixAttention,
+        forward_batch: Any,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> None:
+        """Writes the step's keys and values to the pool."""
+        k, v = k.view(k.shape[0], -1), v.view(v.shape[0], -1)
+        plain = (
+            type(self.pool) is MHATokenToKVPool
+            and k.dtype == v.dtype == keys.dtype == values.dtype
+            and k.stride(1) == v.stride(1) == 1
+            and k.shape[0] == v.shape[0] == self.plan.rows
+        )
+        if not plain:
+            self.pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
+            return
+        self._kernel(layer).store(
+            self.plan,
+            k.data_ptr(),
+            k.stride(0),
+            v.data_ptr(),
+            v.stride(0),
+            keys.data_ptr(),
+            keys.stride(0),
+            values.data_ptr(),
+            values.stride(0),
+        )
+
+    def _kernel(self, layer: RadixAttention) -> Attention:
+        shape = layer.tp_q_head_num, layer.tp_k_head_num, layer.qk_head_dim, layer.v_head_dim
+        threads = torch.get_num_threads()
+        kernel = self._kernels.get((*shape, threads))
         if kernel is None:
-            kernel = self._kernels[shape] = Attention(*shape, _DTYPES[self.dtype], torch.get_num_threads())
+            kernel = self._kernels[*shape, threads] = Attention(*shape, NAMES[self.dtype], threads)
         return kernel
 
 

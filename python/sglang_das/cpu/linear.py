@@ -4,69 +4,67 @@ torch's are not: they change kernels, and with them the order of summation, with
 native ones sum every output element in one fixed order. They read the weights in place, so weight updates just work.
 """
 
-import logging
 from collections.abc import Iterator
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 
 from sglang_das._native import Linear
 
-logger = logging.getLogger(__name__)
-
-_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
-_kernels: dict[tuple[torch.dtype, int], Any] = {}
+NAMES: dict[torch.dtype, Literal["bfloat16", "float32"]] = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+"""Element types of the native kernels."""
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
-    """`x weight^T + bias` for x `[..., features]`, weight `[outputs, features]`; None if the native product does not apply.
+    """`x weight^T + bias` for x `[..., features]`, weight `[outputs, features]`; None where this does not apply.
 
     It applies to bfloat16 and float32 tensors of one type on the CPU, without gradients.
     """
     dtype = x.dtype
     if (
-        dtype not in _NAMES
-        or weight.dtype != dtype
+        dtype not in NAMES
+        or weight.dtype is not dtype
         or weight.dim() != 2
         or weight.stride(1) != 1
-        or x.shape[-1] != weight.shape[1]
         or not (x.is_cpu and weight.is_cpu)
-        or (bias is not None and (bias.dtype != dtype or not bias.is_contiguous()))
+        or (bias is not None and (bias.dtype is not dtype or not bias.is_contiguous()))
         or (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
     ):
         return None
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    outputs, features = weight.shape
+    if x.shape[-1] != features:
+        return None
+    rows = x if x.dim() == 2 else x.reshape(-1, features)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
-    y = torch.empty(rows.shape[0], weight.shape[0], dtype=dtype)
-    _kernel(dtype).run(
+    count = rows.shape[0]
+    y = torch.empty(count, outputs, dtype=dtype)
+    _kernel(dtype, torch.get_num_threads()).run(
         rows.data_ptr(),
         rows.stride(0),
         weight.data_ptr(),
         weight.stride(0),
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
-        y.stride(0),
-        rows.shape[0],
-        weight.shape[1],
-        weight.shape[0],
+        outputs,
+        count,
+        features,
+        outputs,
     )
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)
 
 
-def _kernel(dtype: torch.dtype) -> Any:
-    key = dtype, torch.get_num_threads()
-    kernel = _kernels.get(key)
-    if kernel is None:
-        kernel = _kernels[key] = Linear(_NAMES[dtype], key[1])
-    return kernel
+@cache
+def _kernel(dtype: torch.dtype, threads: int) -> Linear:
+    return Linear(NAMES[dtype], threads)
 
 
 def check(model: torch.nn.Module) -> list[str]:
     """Multiplies random rows by each kind of layer of `model`, in batches of several sizes.
 
-    Returns what is wrong: layers whose rows change with the batch, and layers that are no plain matrix products and were
-    not checked. Nothing: the model's products are batch-invariant on this machine.
+    Returns what is wrong: layers whose rows change with the batch, and layers that are no plain matrix products and
+    were not checked. Nothing: the model's products are batch-invariant on this machine.
     """
     problems = []
     seen = set()

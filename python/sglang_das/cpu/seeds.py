@@ -28,11 +28,11 @@ def share_nonce(group: Any = None) -> None:
 
 
 def seed_of(req: Any) -> int:
-    """The seed of a request, fixed at its first call and kept over chunks and retraction."""
+    """The seed of a request as int64, fixed at its first call and kept over chunks and retraction."""
     global _admitted
     own = req.sampling_params.sampling_seed
     if own is not None:
-        return int(own)
+        return (int(own) + 2**63) % 2**64 - 2**63  # its low 64 bits, which are what the noise takes
     given: int | None = getattr(req, "das_seed", None)
     if given is None:
         share_nonce()

@@ -16,10 +16,13 @@ impl Bf16 {
     #[inline(always)]
     pub fn from_f32(value: f32) -> Self {
         let bits = value.to_bits();
-        if value.is_nan() {
-            return Self((bits >> 16) as u16 | 0x0040);
-        }
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+        // A select, not a branch, so that loops become vectors.
+        let rounded = if value.is_nan() {
+            bits | 0x0040_0000
+        } else {
+            rounded
+        };
         Self((rounded >> 16) as u16)
     }
 }

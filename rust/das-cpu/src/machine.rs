@@ -100,7 +100,8 @@ pub(crate) fn exp2<const FUSED: bool>(x: f32) -> f32 {
     // In this form NaN stays NaN.
     let low = if x < -127.0 { -127.0 } else { x };
     let clamped = if low > 127.0 { 127.0 } else { low };
-    let whole = (clamped + ROUND) - ROUND;
+    let shifted = clamped + ROUND;
+    let whole = shifted - ROUND;
     let rest = clamped - whole;
     // Taylor of 2^rest on [-1/2, 1/2], coefficients ln(2)^k / k!.
     let mut y = 1.540_353e-4;
@@ -114,6 +115,13 @@ pub(crate) fn exp2<const FUSED: bool>(x: f32) -> f32 {
     ] {
         y = multiply_add::<FUSED>(y, rest, c);
     }
-    let power = f32::from_bits(((whole as i32 + 127) as u32) << 23);
+    // The integer stands in the low bits of the shifted number.
+    let power = f32::from_bits(
+        shifted
+            .to_bits()
+            .wrapping_sub(ROUND.to_bits())
+            .wrapping_add(127)
+            << 23,
+    );
     y * power
 }

@@ -400,7 +400,7 @@ fn rotate(
     dtype: &str,
     threads: usize,
 ) -> PyResult<()> {
-    if rotated > head_dim || !rotated.is_multiple_of(2) {
+    if rotated > head_dim || rotated % 2 != 0 {
         return Err(invalid(format!(
             "rotated ({rotated}) must be even and at most head_dim ({head_dim})"
         )));

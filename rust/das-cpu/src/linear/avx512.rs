@@ -4,13 +4,6 @@ use super::{Dot, OUTPUTS, Product, panel};
 use crate::bf16::Bf16;
 use std::arch::x86_64::*;
 
-/// bfloat16 by pairs: products exact, sums float32.
-struct Pairs;
-/// float32.
-struct Single;
-/// bfloat16 as float32.
-struct Widened;
-
 /// The totals of four registers of partial sums, each by the same tree.
 ///
 /// # Safety
@@ -65,84 +58,18 @@ unsafe fn store_bf16(sums: [__m512; OUTPUTS], bias: *const Bf16, to: *mut Bf16, 
     }
 }
 
-impl Dot for Pairs {
-    type Element = Bf16;
-    type Vector = __m512i;
-    type Sums = __m512;
-    const STEP: usize = 32;
-    const ROWS: usize = 6;
-
-    #[inline(always)]
-    unsafe fn zero() -> __m512 {
-        // SAFETY: the caller's.
-        unsafe { _mm512_setzero_ps() }
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const Bf16) -> __m512i {
-        // SAFETY: the caller's.
-        unsafe { _mm512_loadu_si512(from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn load_part(from: *const Bf16, count: usize) -> __m512i {
-        // SAFETY: masked-off elements are not touched.
-        unsafe { _mm512_maskz_loadu_epi16((1 << count) - 1, from.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn add(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
-        // SAFETY: the caller's; the types differ in name only.
-        unsafe {
-            _mm512_dpbf16_ps(
-                sums,
-                std::mem::transmute::<__m512i, __m512bh>(a),
-                std::mem::transmute::<__m512i, __m512bh>(b),
-            )
+/// # Safety
+/// As [`Dot::store`].
+#[inline(always)]
+unsafe fn store_f32(sums: [__m512; OUTPUTS], bias: *const f32, to: *mut f32, kept: usize) {
+    let kept = (1 << kept) - 1;
+    // SAFETY: loads and stores are masked to the elements that exist.
+    unsafe {
+        let mut total = totals(sums);
+        if !bias.is_null() {
+            total = _mm_add_ps(total, _mm_maskz_loadu_ps(kept, bias));
         }
-    }
-    #[inline(always)]
-    unsafe fn store(sums: [__m512; OUTPUTS], bias: *const Bf16, to: *mut Bf16, kept: usize) {
-        // SAFETY: the caller's.
-        unsafe { store_bf16(sums, bias, to, kept) }
-    }
-}
-
-impl Dot for Single {
-    type Element = f32;
-    type Vector = __m512;
-    type Sums = __m512;
-    const STEP: usize = 16;
-    const ROWS: usize = 6;
-
-    #[inline(always)]
-    unsafe fn zero() -> __m512 {
-        // SAFETY: the caller's.
-        unsafe { _mm512_setzero_ps() }
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> __m512 {
-        // SAFETY: the caller's.
-        unsafe { _mm512_loadu_ps(from) }
-    }
-    #[inline(always)]
-    unsafe fn load_part(from: *const f32, count: usize) -> __m512 {
-        // SAFETY: masked-off elements are not touched.
-        unsafe { _mm512_maskz_loadu_ps((1 << count) - 1, from) }
-    }
-    #[inline(always)]
-    unsafe fn add(sums: __m512, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller's.
-        unsafe { _mm512_fmadd_ps(a, b, sums) }
-    }
-    #[inline(always)]
-    unsafe fn store(sums: [__m512; OUTPUTS], bias: *const f32, to: *mut f32, kept: usize) {
-        let kept = (1 << kept) - 1;
-        // SAFETY: loads and stores are masked to the elements that exist.
-        unsafe {
-            let mut total = totals(sums);
-            if !bias.is_null() {
-                total = _mm_add_ps(total, _mm_maskz_loadu_ps(kept, bias));
-            }
-            _mm_mask_storeu_ps(to, kept, total);
-        }
+        _mm_mask_storeu_ps(to, kept, total);
     }
 }
 
@@ -154,66 +81,89 @@ unsafe fn widen(elements: __m256i) -> __m512 {
     unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(elements))) }
 }
 
-impl Dot for Widened {
-    type Element = Bf16;
-    type Vector = __m512;
-    type Sums = __m512;
-    const STEP: usize = 16;
-    const ROWS: usize = 6;
+/// A [`Dot`] from its loads, whole and masked, its addition and its store; and the function that runs it.
+macro_rules! dot {
+    (
+        $(#[$doc:meta])* $name:ident: $element:ty, $vector:ty, $step:literal, $store:ident,
+        load $from:ident => $load:expr, part $part_from:ident $mask:ident => $part:expr,
+        add $sums:ident $a:ident $b:ident => $add:expr,
+        $features:literal $entry:ident
+    ) => {
+        $(#[$doc])*
+        struct $name;
 
-    #[inline(always)]
-    unsafe fn zero() -> __m512 {
-        // SAFETY: the caller's.
-        unsafe { _mm512_setzero_ps() }
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const Bf16) -> __m512 {
-        // SAFETY: the caller's.
-        unsafe { widen(_mm256_loadu_si256(from.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn load_part(from: *const Bf16, count: usize) -> __m512 {
-        // SAFETY: masked-off elements are not touched.
-        unsafe { widen(_mm256_maskz_loadu_epi16((1 << count) - 1, from.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn add(sums: __m512, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: the caller's.
-        unsafe { _mm512_fmadd_ps(a, b, sums) }
-    }
-    #[inline(always)]
-    unsafe fn store(sums: [__m512; OUTPUTS], bias: *const Bf16, to: *mut Bf16, kept: usize) {
-        // SAFETY: the caller's.
-        unsafe { store_bf16(sums, bias, to, kept) }
-    }
-}
+        impl Dot for $name {
+            type Element = $element;
+            type Vector = $vector;
+            type Sums = __m512;
+            const STEP: usize = $step;
+            const ROWS: usize = 6;
 
-macro_rules! entry {
-    ($name:ident, $dot:ty, $feature:literal) => {
+            #[inline(always)]
+            unsafe fn zero() -> __m512 {
+                // SAFETY: the caller's.
+                unsafe { _mm512_setzero_ps() }
+            }
+            #[inline(always)]
+            unsafe fn load($from: *const $element) -> $vector {
+                // SAFETY: the caller's.
+                unsafe { $load }
+            }
+            #[inline(always)]
+            unsafe fn load_part($part_from: *const $element, count: usize) -> $vector {
+                let $mask = (1 << count) - 1;
+                // SAFETY: masked-off elements are not touched.
+                unsafe { $part }
+            }
+            #[inline(always)]
+            unsafe fn add($sums: __m512, $a: $vector, $b: $vector) -> __m512 {
+                // SAFETY: the caller's.
+                unsafe { $add }
+            }
+            #[inline(always)]
+            unsafe fn store(sums: [__m512; OUTPUTS], bias: *const $element, to: *mut $element, kept: usize) {
+                // SAFETY: the caller's.
+                unsafe { $store(sums, bias, to, kept) }
+            }
+        }
+
         /// # Safety
         /// As [`panel`], and the machine has the features named.
-        #[target_feature(enable = $feature)]
-        pub(super) unsafe fn $name(
-            product: &Product,
-            from: usize,
-            to: usize,
-            first: usize,
-            last: usize,
-        ) {
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $entry(product: &Product, from: usize, to: usize, first: usize, last: usize) {
             // SAFETY: the caller's.
-            unsafe { panel::<$dot>(product, from, to, first, last) }
+            unsafe { panel::<$name>(product, from, to, first, last) }
         }
     };
 }
 
-entry!(
-    panel_bf16,
-    Pairs,
-    "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma"
-);
-entry!(panel_f32, Single, "avx512f,avx512bw,avx512vl,avx512dq,fma");
-entry!(
-    panel_widened,
-    Widened,
-    "avx512f,avx512bw,avx512vl,avx512dq,fma"
-);
+dot! {
+    /// bfloat16 by pairs: products exact, sums float32.
+    Pairs: Bf16, __m512i, 32, store_bf16,
+    load from => _mm512_loadu_si512(from.cast()),
+    part from mask => _mm512_maskz_loadu_epi16(mask, from.cast()),
+    add sums a b => {
+        // The types differ in name only.
+        let (a, b) = (std::mem::transmute::<__m512i, __m512bh>(a), std::mem::transmute::<__m512i, __m512bh>(b));
+        _mm512_dpbf16_ps(sums, a, b)
+    },
+    "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma" panel_bf16
+}
+
+dot! {
+    /// float32.
+    Single: f32, __m512, 16, store_f32,
+    load from => _mm512_loadu_ps(from),
+    part from mask => _mm512_maskz_loadu_ps(mask, from),
+    add sums a b => _mm512_fmadd_ps(a, b, sums),
+    "avx512f,avx512bw,avx512vl,avx512dq,fma" panel_f32
+}
+
+dot! {
+    /// bfloat16 as float32.
+    Widened: Bf16, __m512, 16, store_bf16,
+    load from => widen(_mm256_loadu_si256(from.cast())),
+    part from mask => widen(_mm256_maskz_loadu_epi16(mask, from.cast())),
+    add sums a b => _mm512_fmadd_ps(a, b, sums),
+    "avx512f,avx512bw,avx512vl,avx512dq,fma" panel_widened
+}

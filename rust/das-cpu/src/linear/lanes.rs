@@ -1,7 +1,9 @@
-//! Dot products over fixed arrays of float32 lanes, which the compiler turns into the vectors at hand.
+//! Dot products over fixed arrays of float32 lanes, which the compiler turns into the vectors at hand. Loops, not closures:
+//! those would lose the instruction set.
 
 use super::{Dot, OUTPUTS, Product, panel};
 use crate::bf16::{Bf16, Float};
+use crate::machine::multiply_add;
 use std::marker::PhantomData;
 
 const LANES: usize = 8;
@@ -23,28 +25,28 @@ impl<E: Float, const FUSED: bool> Dot for Lanes<E, FUSED> {
     #[inline(always)]
     unsafe fn load(from: *const E) -> [f32; LANES] {
         // SAFETY: the caller's.
-        unsafe { *from.cast::<[E; LANES]>() }.map(E::to_f32)
+        let whole = unsafe { *from.cast::<[E; LANES]>() };
+        let mut lanes = [0.0; LANES];
+        for i in 0..LANES {
+            lanes[i] = whole[i].to_f32();
+        }
+        lanes
     }
     #[inline(always)]
     unsafe fn load_part(from: *const E, count: usize) -> [f32; LANES] {
-        // SAFETY: only the first `count` are touched.
-        std::array::from_fn(|i| {
-            if i < count {
-                unsafe { *from.add(i) }.to_f32()
-            } else {
-                0.0
-            }
-        })
+        let mut lanes = [0.0; LANES];
+        for (i, lane) in lanes.iter_mut().enumerate().take(count) {
+            // SAFETY: `i < count`.
+            *lane = unsafe { *from.add(i) }.to_f32();
+        }
+        lanes
     }
     #[inline(always)]
-    unsafe fn add(sums: [f32; LANES], a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
-        std::array::from_fn(|i| {
-            if FUSED {
-                a[i].mul_add(b[i], sums[i])
-            } else {
-                a[i] * b[i] + sums[i]
-            }
-        })
+    unsafe fn add(mut sums: [f32; LANES], a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        for i in 0..LANES {
+            sums[i] = multiply_add::<FUSED>(a[i], b[i], sums[i]);
+        }
+        sums
     }
     #[inline(always)]
     unsafe fn store(sums: [[f32; LANES]; OUTPUTS], bias: *const E, to: *mut E, kept: usize) {
@@ -64,20 +66,25 @@ impl<E: Float, const FUSED: bool> Dot for Lanes<E, FUSED> {
 }
 
 macro_rules! entry {
-    ($name:ident, $element:ty, $fused:tt, $($feature:literal)?) => {
+    ($name:ident, $element:ty) => {
         /// # Safety
-        /// As [`panel`], and the machine has the features named.
-        $(#[target_feature(enable = $feature)])?
-        pub(super) unsafe fn $name(product: &Product, from: usize, to: usize, first: usize, last: usize) {
+        /// As [`panel`].
+        pub(super) unsafe fn $name(
+            product: &Product,
+            from: usize,
+            to: usize,
+            first: usize,
+            last: usize,
+        ) {
             // SAFETY: the caller's.
-            unsafe { panel::<Lanes<$element, $fused>>(product, from, to, first, last) }
+            unsafe {
+                panel::<Lanes<$element, { cfg!(target_arch = "aarch64") }>>(
+                    product, from, to, first, last,
+                )
+            }
         }
     };
 }
 
-#[cfg(target_arch = "x86_64")]
-entry!(panel_avx2_f32, f32, true, "avx2,fma");
-#[cfg(target_arch = "x86_64")]
-entry!(panel_avx2_bf16, Bf16, true, "avx2,fma");
-entry!(panel_portable_f32, f32, { cfg!(target_arch = "aarch64") },);
-entry!(panel_portable_bf16, Bf16, { cfg!(target_arch = "aarch64") },);
+entry!(panel_portable_f32, f32);
+entry!(panel_portable_bf16, Bf16);

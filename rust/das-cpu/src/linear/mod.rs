@@ -5,6 +5,8 @@
 //! update in place takes effect at once.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod lanes;
 
@@ -269,9 +271,9 @@ pub unsafe fn multiply(product: &Product, dtype: Dtype, threads: usize, isa: Isa
                 #[cfg(target_arch = "x86_64")]
                 (Isa::Avx512, Dtype::Bf16) => avx512::panel_widened(product, from, to, first, last),
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx2, Dtype::F32) => lanes::panel_avx2_f32(product, from, to, first, last),
+                (Isa::Avx2, Dtype::F32) => avx2::panel_f32(product, from, to, first, last),
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx2, Dtype::Bf16) => lanes::panel_avx2_bf16(product, from, to, first, last),
+                (Isa::Avx2, Dtype::Bf16) => avx2::panel_bf16(product, from, to, first, last),
                 (_, Dtype::F32) => lanes::panel_portable_f32(product, from, to, first, last),
                 (_, Dtype::Bf16) => lanes::panel_portable_bf16(product, from, to, first, last),
             }
