@@ -190,15 +190,15 @@ class AttentionPlan:
         req_pool_indices: NDArray[np.int64],
         prefix_lens: NDArray[np.int64],
         row_counts: NDArray[np.int64],
-        new_slots: NDArray[np.int64],
         pool_slots: int,
         mask: NDArray[np.bool_] | None = None,
+        new_slots: NDArray[np.int64] | None = None,
     ) -> AttentionPlan:
         """Request i has `row_counts[i]` rows after `prefix_lens[i]` earlier tokens; token j of it lies in pool slot
-        `req_to_token[req_pool_indices[i], j]`. `new_slots`, one per row, are where `Attention.store` writes; it may be
-        empty if that is not used. Without a mask row r sees all tokens up to itself; with one it sees the
+        `req_to_token[req_pool_indices[i], j]`. Without a mask row r sees all tokens up to itself; with one it sees the
         prefix and those rows c <= r whose entry [r, c] is set, the requests' square masks following each other.
-        ValueError if something does not fit, a slot outside the pool included."""
+        `new_slots`, one per row, are where `Attention.store` writes. ValueError if something does not fit, a slot
+        outside the pool included."""
 
     @property
     def rows(self) -> int:
@@ -236,7 +236,8 @@ class Attention:
         value: int,
         value_stride: int,
     ) -> None:
-        """Writes the step's keys and values, [rows, kv_heads, dim], to the plan's new slots of the pool."""
+        """Writes the step's keys and values, [rows, kv_heads, dim], to the plan's new slots of the pool. ValueError if
+        the plan has none."""
 
     def run(
         self,

@@ -86,9 +86,9 @@ class CpuAttention(AttentionBackend):  # type: ignore[misc]
             forward_batch.req_pool_indices.long().numpy(),
             prefix.long().numpy(),
             rows.long().numpy(),
-            forward_batch.out_cache_loc.long().numpy(),
             self.pool.get_key_buffer(self.pool.start_layer).shape[0],
             mask,
+            forward_batch.out_cache_loc.long().numpy(),
         )
 
     def forward(

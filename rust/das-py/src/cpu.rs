@@ -60,15 +60,15 @@ struct AttentionPlan(Plan);
 #[pymethods]
 impl AttentionPlan {
     #[new]
-    #[pyo3(signature = (req_to_token, req_pool_indices, prefix_lens, row_counts, new_slots, pool_slots, mask=None))]
+    #[pyo3(signature = (req_to_token, req_pool_indices, prefix_lens, row_counts, pool_slots, mask=None, new_slots=None))]
     fn new(
         req_to_token: PyReadonlyArray2<'_, i32>,
         req_pool_indices: PyReadonlyArray1<'_, i64>,
         prefix_lens: PyReadonlyArray1<'_, i64>,
         row_counts: PyReadonlyArray1<'_, i64>,
-        new_slots: PyReadonlyArray1<'_, i64>,
         pool_slots: usize,
         mask: Option<PyReadonlyArray1<'_, bool>>,
+        new_slots: Option<PyReadonlyArray1<'_, i64>>,
     ) -> PyResult<Self> {
         let requests = lengths("req_pool_indices", &req_pool_indices)?;
         let prefix = lengths("prefix_lens", &prefix_lens)?;
@@ -100,10 +100,15 @@ impl AttentionPlan {
             );
         }
         // A slot beyond 32 bits becomes one far outside the pool, which the plan refuses.
-        let new_slots = new_slots.as_array();
         let new_slots: Vec<u32> = new_slots
             .iter()
-            .map(|&slot| u32::try_from(slot).unwrap_or(u32::MAX))
+            .flat_map(|slots| {
+                slots
+                    .as_array()
+                    .iter()
+                    .map(|&slot| u32::try_from(slot).unwrap_or(u32::MAX))
+                    .collect::<Vec<u32>>()
+            })
             .collect();
         let mask = mask
             .as_ref()
@@ -196,7 +201,8 @@ impl Attention {
         detached(py, || {
             // SAFETY: the Python contract: live tensors of the plan's and the model's shapes, ours alone during the call.
             unsafe { attention::store(&plan.0, self.heads, self.dtype, keys, values) }
-        })
+        })?
+        .map_err(invalid)
     }
 
     #[expect(

@@ -260,9 +260,24 @@ pub struct Transfer {
 
 /// Writes a layer's new keys and values to the pool, at the plan's new slots.
 ///
+/// # Errors
+/// The plan has no slot for each row.
+///
 /// # Safety
 /// The tensors are live, of `dtype`, of the shapes [`Transfer`] states, and ours alone meanwhile.
-pub unsafe fn store(plan: &Plan, heads: Heads, dtype: Dtype, keys: Transfer, values: Transfer) {
+pub unsafe fn store(
+    plan: &Plan,
+    heads: Heads,
+    dtype: Dtype,
+    keys: Transfer,
+    values: Transfer,
+) -> Result<(), Error> {
+    if plan.new_slots.len() != plan.rows {
+        return Err(Error::new(format!(
+            "the plan was made without new_slots; give one for each of its {} rows",
+            plan.rows
+        )));
+    }
     let size = dtype.size();
     for (transfer, dim) in [(keys, heads.key_dim), (values, heads.value_dim)] {
         let Transfer {
@@ -284,6 +299,7 @@ pub unsafe fn store(plan: &Plan, heads: Heads, dtype: Dtype, keys: Transfer, val
             )
         };
     }
+    Ok(())
 }
 
 /// Attention of one layer: `softmax(scale q k) v` for every row of `plan`, into `tensors.output`.
