@@ -119,3 +119,24 @@ def test_a_slot_outside_the_pool_is_refused():
     table = np.array([[SLOTS]], np.int32)
     with pytest.raises(ValueError, match="slot"):
         AttentionPlan(table, np.zeros(1, np.int64), np.zeros(1, np.int64), np.ones(1, np.int64), SLOTS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_new_keys_and_values_are_stored_at_their_slots(dtype):
+    pool = Pool(dtype)
+    rows, new_slots = 3, np.array([7, 1100, 0], np.int64)
+    batch = np.zeros(1, np.int64), np.array([5], np.int64), np.array([rows], np.int64)
+    kernel = Attention(HEADS, KV_HEADS, DIM, DIM, dtype, 1)
+    # As a model hands them over: keys and values side by side in one matrix.
+    packed = torch.randn(rows, 2 * KV_HEADS * DIM).to(DTYPES[dtype])
+    key, value = packed.chunk(2, dim=1)
+    expected = pool.keys.clone(), pool.values.clone()
+    for pool_of, new in zip(expected, (key, value), strict=True):
+        pool_of[new_slots] = new.reshape(rows, KV_HEADS, DIM)
+    target = pool.keys.data_ptr(), pool.keys.stride(0), pool.values.data_ptr(), pool.values.stride(0)
+    source = key.data_ptr(), key.stride(0), value.data_ptr(), value.stride(0)
+    kernel.store(AttentionPlan(pool.req_to_token, *batch, SLOTS, None, new_slots), *source, *target)
+    assert torch.equal(pool.keys, expected[0])
+    assert torch.equal(pool.values, expected[1])
+    with pytest.raises(ValueError, match="new_slots"):
+        kernel.store(AttentionPlan(pool.req_to_token, *batch, SLOTS), *source, *target)

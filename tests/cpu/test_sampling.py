@@ -63,7 +63,7 @@ def probabilities(rows, sharpness, seed=0):
 def draw(probs, info, positions):
     from sglang_das.cpu.sampler import draw as native
 
-    return native(probs.clone(), None, info, positions)[0].long()
+    return native(probs.clone(), None, info, positions).long()
 
 
 @pytest.mark.parametrize("sharpness", [0.0, 0.5, 2.0, 8.0, 30.0])
@@ -139,3 +139,56 @@ def test_requests_without_a_seed_get_one_that_stays():
     assert seed_of(first) == seed_of(first)
     assert seed_of(first) != seed_of(second)
     assert seed_of(request(-5)) == -5
+
+
+def test_seeds_beyond_64_bits_and_the_mark_of_unseeded_requests():
+    from sglang_das.cpu.seeds import draws_by_token, give_seeds
+
+    def request(seed):
+        return SimpleNamespace(sampling_params=SimpleNamespace(sampling_seed=seed))
+
+    info = SimpleNamespace(sampling_seed=None, min_ps=torch.tensor([0.0, 0.0, 0.2]), device="cpu")
+    give_seeds(info, [request(2**64 - 1), request(None), request(7)])
+    assert info.sampling_seed[0] == -1
+    assert info.sampling_seed[2] == 7
+    assert draws_by_token(info.min_ps).tolist() == [False, True, True]
+    assert (info.min_ps <= torch.tensor([0.0, 0.0, 0.2])).all()  # the mark filters nothing
+
+
+def test_filtered_rows_without_a_seed_of_their_own_draw_by_token():
+    rows = 64
+    probs = probabilities(rows, 2.0)
+    info, positions = batch(rows, top_k=20)
+    info.min_ps.fill_(-0.0)
+    left = torch.zeros_like(probs).scatter_(1, probs.topk(20).indices, probs.topk(20).values)
+    noise = gumbel(info.sampling_seed.numpy(), positions.numpy(), np.arange(VOCABULARY))
+    assert torch.equal(draw(probs, info, positions), (torch.log(left).double() + noise).argmax(-1))
+
+
+def test_the_engines_own_function_agrees():
+    """`multinomial_with_seed` itself, uncompiled: its formula is the same and compiling it takes half a minute."""
+    from sglang.srt.layers.sampler import multinomial_with_seed
+
+    engine = multinomial_with_seed._torchdynamo_orig_callable
+    for seed in range(40):
+        probs = probabilities(32, [0.5, 2.0, 8.0][seed % 3], seed=seed)
+        info, positions = batch(32, seed=seed)
+        expected = engine(torch.log(probs), info.sampling_seed, positions)[:, 0]
+        assert torch.equal(draw(probs, info, positions), expected)
+
+
+def test_softmax_in_place_has_the_bits_of_softmax():
+    from sglang_das.cpu.sampler import softmax_in_place
+
+    logits = torch.randn(9, VOCABULARY, generator=torch.Generator().manual_seed(0)) * 5
+    wanted = torch.softmax(logits, -1)
+    assert torch.equal(softmax_in_place(logits), wanted)
+    alone = torch.randn(9, VOCABULARY, generator=torch.Generator().manual_seed(0))[4:5] * 5
+    assert torch.equal(softmax_in_place(alone.clone()), wanted[4:5])
+
+
+def test_rows_without_seeds_are_refused():
+    info, positions = batch(1)
+    info.sampling_seed = None
+    with pytest.raises(ValueError, match="sampling_seed"):
+        draw(probabilities(1, 1.0), info, positions)

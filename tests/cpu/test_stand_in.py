@@ -71,6 +71,53 @@ def test_greedy_verification_walks_the_tree(data):
         assert [predicts[b * width + node] for node in walked] == [target[b, node] for node in walked]
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_links_and_positions_follow_from_who_sees_whom(data):
+    from sgl_kernel.speculative import reconstruct_indices_from_tree_mask
+
+    batch, n = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 7))
+    parents = [[-1, *(data.draw(st.integers(0, i - 1)) for i in range(1, n))] for _ in range(batch)]
+    mask = torch.zeros(batch, n, n, dtype=torch.bool)
+    for b in range(batch):
+        for node in range(n):
+            at = node
+            while at != -1:
+                mask[b, node, at] = True
+                at = parents[b][at]
+    lengths = torch.arange(10, 10 + batch)
+    positions = torch.zeros(batch * n, dtype=torch.int64)
+    index, child, sibling = (torch.full((batch, n), -7) for _ in range(3))
+    reconstruct_indices_from_tree_mask(mask.flatten(), lengths, positions, index, child, sibling, batch, n)
+    assert index.flatten().tolist() == list(range(batch * n))
+    for b in range(batch):
+        for node in range(n):
+            depth = int(mask[b, node].sum()) - 1
+            children = [k for k in range(n) if parents[b][k] == node]
+            later = [k for k in range(node + 1, n) if parents[b][k] == parents[b][node] != -1]
+            assert positions[b * n + node] == lengths[b] + depth
+            assert child[b, node] == min(children, default=-1)
+            assert sibling[b, node] == min(later, default=-1)
+
+
+def test_bonus_tokens_are_the_last_accepted(kernels):
+    bonus = torch.zeros(3, dtype=torch.int64)
+    kernels.fill_bonus_tokens_cpu(torch.arange(12), torch.tensor([1, 4, 2]), bonus, 4)
+    assert bonus.tolist() == [0, 7, 9]
+
+
+def test_what_is_not_supported_says_what_needs_it(kernels):
+    with pytest.raises(NotImplementedError, match="build_tree_kernel_efficient_cpu is needed by EAGLE"):
+        kernels.build_tree_kernel_efficient_cpu()
+
+
+def test_the_hash_operator_has_the_engines_shape_and_type(kernels):
+    seeds = torch.tensor([1, 2**63 + 5], dtype=torch.uint64)
+    hashed = torch.ops.sgl_kernel.murmur_hash32_cpu(seeds, torch.tensor([3, 4]), torch.arange(5))
+    assert (hashed.dtype, tuple(hashed.shape)) == (torch.uint32, (2, 5))
+    assert not hasattr(torch.ops.sgl_kernel, "convert_weight_packed")
+
+
 def test_accepted_slots_are_packed(kernels):
     path = torch.tensor([[0, 2, -1], [3, -1, -1], [6, 7, 8]], dtype=torch.int32)
     slots = torch.arange(100, 109)
