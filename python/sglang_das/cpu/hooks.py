@@ -60,6 +60,7 @@ def _prepare_runner(*_args: Any, **_kwargs: Any) -> None:
     from .attention import create_backend
     from .sampler import SeededSampler, softmax_in_place
 
+    _synchronise_nothing()
     sampler.register_sampler_backend("pytorch", SeededSampler)
     sampler.sampler_softmax = softmax_in_place
     ATTENTION_BACKENDS["torch_native"] = create_backend
@@ -69,6 +70,21 @@ def _prepare_runner(*_args: Any, **_kwargs: Any) -> None:
     _wrap(RMSNorm, "forward_native", _normalise)
     _wrap(SiluAndMul, "forward_native", _gate)
     _wrap(RotaryEmbedding, "forward_native", _embed_positions)
+
+
+def _synchronise_nothing() -> None:
+    """Let `torch.get_device_module()` be that of the CPU: SGLang asks it to synchronise when memory is released, and
+    torch's CUDA build without a GPU raises.
+    """
+    import torch
+
+    original = torch.get_device_module
+
+    @functools.wraps(original)
+    def get_device_module(device: Any = None) -> Any:
+        return original("cpu" if device is None else device)
+
+    torch.get_device_module = get_device_module
 
 
 def _wrap(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
