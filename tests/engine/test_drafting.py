@@ -126,7 +126,7 @@ def test_an_aborted_rollout_is_continued_when_it_is_resubmitted():
     aborted = Request("a")
     decode(drafter, aborted, TEXT[:20])
     finish(drafter, aborted, FINISH_ABORT)
-    drafter.new_policy_version()
+    drafter.weights_updated()
     rest = Request("b", prompt=[*PROMPT, *TEXT[:20]])
     decode(drafter, rest, TEXT[20:])
     finish(drafter, rest, FINISH_MATCHED_TOKEN)
@@ -142,7 +142,7 @@ def test_an_abandoned_rollout_is_given_up_in_the_end():
     for version in range(4):
         decode(drafter, other := Request(f"b{version}"), TEXT)
         finish(drafter, other, FINISH_MATCHED_TOKEN)
-        drafter.new_policy_version()
+        drafter.weights_updated()
     assert drafter.describe()["history"]["running"] == 0
 
 
@@ -151,14 +151,53 @@ def test_the_window_bounds_the_history():
     for version in range(6):
         decode(drafter, request := Request(f"r{version}"), TEXT)
         finish(drafter, request, FINISH_MATCHED_TOKEN)
-        drafter.new_policy_version()
+        drafter.weights_updated()
     assert drafter.describe()["history"]["tokens"] <= 3 * len(TEXT)
 
 
-def test_a_version_that_finished_nothing_is_none():
+def emit(drafter, rid):
+    decode(drafter, request := Request(rid), TEXT)
+    finish(drafter, request, FINISH_MATCHED_TOKEN)
+
+
+def test_a_version_that_emitted_nothing_is_none():
     drafter, _ = make()
-    drafter.new_policy_version()
+    drafter.weights_updated()
+    drafter.cache_flushed()
     assert drafter.describe()["policy_version"] == 0
+
+
+def test_the_signals_of_one_update_count_once():
+    drafter, _ = make()
+    for version in range(3):
+        emit(drafter, f"r{version}")
+        drafter.cache_flushed()  # before the update
+        drafter.weights_updated()
+        drafter.weights_updated()  # a second part of it
+        drafter.cache_flushed()
+        assert drafter.describe()["policy_version"] == version + 1
+
+
+def test_an_update_counts_while_rollouts_go_on():
+    drafter, _ = make()
+    request = Request("a")
+    for version in range(3):
+        decode(drafter, request, [*request.output_ids, *TEXT], start=0)
+        drafter.weights_updated()
+        assert drafter.describe()["policy_version"] == version + 1
+
+
+def test_a_flush_counts_only_until_the_first_update_is_announced():
+    drafter, _ = make()
+    emit(drafter, "a")
+    drafter.cache_flushed()
+    assert drafter.describe()["policy_version"] == 1
+    emit(drafter, "b")
+    drafter.weights_updated()
+    assert drafter.describe()["policy_version"] == 2
+    emit(drafter, "c")
+    drafter.cache_flushed()
+    assert drafter.describe()["policy_version"] == 2
 
 
 def test_requests_that_are_nobodys_rollout_are_left_alone():
@@ -212,6 +251,8 @@ def test_what_a_draft_cannot_reproduce_is_not_drafted_for_but_learnt(sampling):
     request = Request("a", **sampling)
     assert reason_not_to_draft(request) is not None
     assert decode(drafter, request, [*TEXT, *TEXT]) == 2 * len(TEXT) - 1
+    finish(drafter, request, FINISH_MATCHED_TOKEN)
+    assert request.customized_info["das"][0]["not_drafted"] == reason_not_to_draft(request)
     assert decode(drafter, Request("b"), TEXT) < len(TEXT) / 4
 
 
@@ -223,3 +264,6 @@ def test_figures_of_a_request_are_its_own():
     figures = request.customized_info["das"][0]
     assert figures["accepted"] <= counters.accepted
     assert figures["verify_steps"] + figures["accepted"] == len(TEXT) - 1
+    assert 1 < figures["mean_width"] <= 9
+    assert figures["length_class"] in ("short", "medium", "long")
+    assert figures["not_drafted"] is None

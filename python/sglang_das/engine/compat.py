@@ -99,6 +99,14 @@ LATE = (
     Need(
         f"{_COMPONENTS}.weight_updater", "SchedulerWeightUpdaterManager.record_weight_version_after_update", ("self",)
     ),
+    Need(f"{_COMPONENTS}.weight_updater", "SchedulerWeightUpdaterManager.end_weight_update", ("self", "recv_req")),
+    Need("sglang.srt.mem_cache.kv_cache_configurator", "get_req_to_token_extra_context_len"),
+    Need("sglang.srt.mem_cache.allocation_sizing", "get_alloc_reserve_per_decode"),
+    Need("sglang.srt.mem_cache.allocation_sizing", "get_alloc_page_size"),
+    Need("sglang.srt.managers.scheduler", "Scheduler.send_abort_output", ("self", "abort_req", "req")),
+    Need("sglang.srt.managers.tokenizer_manager", "TokenizerManager._calculate_spec_decoding_metrics", ("meta_info",)),
+    Need("sglang.srt.managers.schedule_batch", "Req.update_finish_state", ("self", "new_accepted_len")),
+    Need("sglang.srt.managers.schedule_batch", "Req.tail_str", ("self", "new_accepted_len")),
     Need(
         f"{_COMPONENTS}.output_streamer",
         "SchedulerOutputStreamer.is_request_level_customized_info_key",

@@ -1,8 +1,8 @@
 """Where DAS shows itself in the engine and hears from it: server info, per-request figures, weight updates, run-time
 switch.
 
-The engine has no extension point for these, so a few of its methods are wrapped, in the scheduler's process only and
-when the worker is made. `compat` lists and checks them.
+The engine has no extension point for these, so a few of its methods are wrapped, in the scheduler's process when the
+worker is made, `correct_figures` in the tokenizer's. `compat` lists and checks them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,35 @@ def attach(worker: DasWorker) -> None:
 
 
 def _wrap_engine() -> None:
+    from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.managers.scheduler_components.internal_state import SchedulerInternalStateController
     from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
     from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
 
+    _widen_rows()
     _after(SchedulerInternalStateController, "_add_speculative", _show_state)
     _after(SchedulerInternalStateController, "_update_handlers", _add_switch)
     _after(SchedulerWeightUpdaterManager, "record_weight_version_after_update", _hear_of_update)
+    _after(SchedulerWeightUpdaterManager, "end_weight_update", _hear_of_session)
+    _after(Scheduler, "send_abort_output", _hear_of_abort)
     _after(SchedulerOutputStreamer, "is_request_level_customized_info_key", _is_request_figure)
+
+
+def _widen_rows() -> None:
+    """Make a request's row in the key-value index as long as a step may need at the end of the context.
+
+    The engine reserves two widths beyond the committed tokens at every step, but its rows have room for one.
+    """
+    from sglang.srt.mem_cache import allocation_sizing, kv_cache_configurator
+
+    original = kv_cache_configurator.get_req_to_token_extra_context_len
+
+    @functools.wraps(original)
+    def extra_context_len() -> int:
+        reserved = allocation_sizing.get_alloc_reserve_per_decode() + allocation_sizing.get_alloc_page_size()
+        return max(int(original()), int(reserved))
+
+    kv_cache_configurator.get_req_to_token_extra_context_len = extra_context_len
 
 
 def _after(owner: type, name: str, then: Callable[..., Any]) -> None:
@@ -72,13 +93,43 @@ def _add_switch(handlers: dict[str, Any], controller: Any) -> dict[str, Any]:
     return {**handlers, "das_enabled": _UpdateHandler(validate, apply)}
 
 
-def _hear_of_update(result: Any, *arguments: Any, **named: Any) -> Any:
+def _hear_of_update(result: Any, manager: Any, *arguments: Any, **named: Any) -> Any:
+    """Weights were loaded; within a session, which may load them in many parts, its end counts instead."""
     del arguments, named
+    if _worker is not None and manager._session is None:
+        _worker.on_weight_update()
+    return result
+
+
+def _hear_of_session(result: Any, *arguments: Any, **named: Any) -> Any:
+    del arguments, named
+    if _worker is not None and result.success:
+        _worker.on_weight_update()
+    return result
+
+
+def _hear_of_abort(result: Any, scheduler: Any, abort: Any, request: Any) -> Any:
+    """A request left the queue without another step."""
+    del scheduler, abort
     if _worker is not None:
-        _worker.on_policy_version()
+        _worker.on_abort(request)
     return result
 
 
 def _is_request_figure(result: bool, streamer: Any, key: str) -> bool:
     del streamer
     return result or key == "das"
+
+
+def correct_figures(result: Any, manager: Any, meta_info: dict[str, Any], *arguments: Any) -> Any:
+    """Put a request's own figures in its `meta_info`, in the tokenizer's process.
+
+    The engine counts the maximum width as proposed at every step (`TokenizerManager._calculate_spec_decoding_metrics`).
+    """
+    del manager, arguments
+    if isinstance(figures := meta_info.get("das"), list) and figures:
+        figures = meta_info["das"] = figures[-1]
+        proposed, accepted = figures["proposed"], figures["accepted"]
+        meta_info["spec_num_proposed_drafts"] = proposed
+        meta_info["spec_accept_rate"] = accepted / proposed if proposed else 0.0
+    return result

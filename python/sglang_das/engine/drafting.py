@@ -17,7 +17,7 @@ from sglang_das.engine.config import DasConfig
 from sglang_das.engine.drafts import Drafts
 from sglang_das.engine.metrics import Counters
 from sglang_das.engine.problems import Problem, Problems, Suspended
-from sglang_das.policy import Policy, PolicyConfig
+from sglang_das.policy import CLASS_NAMES, Policy, PolicyConfig
 
 # A rollout cut off under one policy version is usually resubmitted under the next one; after that it is given up.
 _VERSIONS_SUSPENDED = 2
@@ -36,13 +36,17 @@ class Rollout:
     """Its row in the policy's arrays."""
     continued: NDArray[np.int64]
     """Output tokens of earlier, interrupted requests that it goes on from."""
-    drafts: bool
-    """Whether it may be drafted for; every rollout is learnt from."""
+    no_drafts: str | None
+    """Why it is not drafted for, or None; every rollout is learnt from."""
     learned: int = 0
     """Output tokens of this request that are in the sequence."""
     steps: int = 0
     drafted: int = 0
     accepted: int = 0
+    rows: int = 0
+    """Rows verified for it: its steps' widths added up."""
+    length_class: int | None = None
+    """What the policy took it for in its last step."""
 
 
 class Drafter:
@@ -58,13 +62,15 @@ class Drafter:
         """
         self.config = config
         self.history = RolloutHistory(window=config.window, max_bytes=config.history_bytes, max_depth=config.max_depth)
-        self.policy = Policy(PolicyConfig(arm=config.arm, max_width=max_width))
+        self._policy_config = PolicyConfig(arm=config.arm, max_width=max_width)
+        self.policy = Policy(self._policy_config)
         self._max_nodes = max_width - 1
         self._counters = counters
         self._problems: Problems[Sequence] = Problems()
         self._live: dict[str, Rollout] = {}
         self._version = 0
-        self._finished_since_version = False
+        self._emitted_since_version = False
+        self._updates_announced = False
         self._steps = 0
 
     def propose(self, requests: list[Any]) -> tuple[Drafts, list[Rollout | None]]:
@@ -85,7 +91,10 @@ class Drafter:
         rows = np.array([rollout.row for rollout in live], np.int64)
         generated = np.array([len(rollout.continued) + len(rollout.request.output_ids) for rollout in live], np.int32)
         plan = self.policy.plan(rows, generated)
+        for rollout, length_class in zip(live, plan.length_class.tolist(), strict=True):
+            rollout.length_class = length_class
         max_nodes = np.minimum(plan.max_drafts, _room(live)).clip(0, self._max_nodes).astype(np.int32)
+        self._emitted_since_version = True
         tokens, offsets = _unlearned(live)
         columns = max(int(max_nodes.max()), 1)
         drafted = Drafts(
@@ -99,6 +108,8 @@ class Drafter:
                 shape=self.config.shape,
             )
         )
+        for rollout in live:
+            rollout.learned = len(rollout.request.output_ids)
         choice = self.policy.width(drafted.probabilities, drafted.sizes, plan)
         # A width in between would be cheaper here, but the policy knows the cost of its own widths only.
         chosen = drafted.cut(choice.width, choice.drafts).widen(choice.width)
@@ -125,6 +136,7 @@ class Drafter:
         for rollout, size, length in zip(rollouts, drafts.sizes.tolist(), accept_lens.tolist(), strict=True):
             if rollout is not None:
                 rollout.steps += 1
+                rollout.rows += drafts.width
                 rollout.drafted += size
                 rollout.accepted += length - 1
 
@@ -134,19 +146,33 @@ class Drafter:
         if rollout is not None:
             self._end(rollout)
 
-    def new_policy_version(self) -> None:
-        """The weights may have changed.
+    def weights_updated(self) -> None:
+        """The weights were updated: a new policy version, unless nothing was emitted under this one."""
+        self._updates_announced = True
+        self._new_policy_version()
 
-        Counts once for the several signals of one update: a version that finished nothing is none.
-        """
-        if not self._finished_since_version:
+    def cache_flushed(self) -> None:
+        """The caches were flushed, which is the only sign of an update where the engine is not told of them."""
+        if not self._updates_announced:
+            self._new_policy_version()
+
+    def _new_policy_version(self) -> None:
+        """Count the several signals of one update once: a version under which nothing was emitted is none."""
+        if not self._emitted_since_version:
             return
-        self._finished_since_version = False
+        self._emitted_since_version = False
         self._version += 1
         self.history.advance()
         for sequence in self._problems.expire(self._version - _VERSIONS_SUSPENDED + 1):
             sequence.close()
         self._problems.forget(key for key in self._problems.known_keys() if key not in self.history)
+
+    def recover(self) -> None:
+        """After an error: give up the running rollouts and start with a fresh policy; the history stays."""
+        for rollout in self._live.values():
+            rollout.sequence.close()
+        self._live.clear()
+        self.policy = Policy(self._policy_config)
 
     def describe(self) -> dict[str, Any]:
         """State as plain values, for server info."""
@@ -185,8 +211,8 @@ class Drafter:
             sequence.append(admission.continued)
         continued = len(admission.continued)
         row = self.policy.open(problem.key, continued + request.sampling_params.max_new_tokens, continued)
-        drafts = bool(wishes.get("draft", True)) and reason_not_to_draft(request) is None
-        return Rollout(request, problem, sequence, row, admission.continued.copy(), drafts)
+        no_drafts = reason_not_to_draft(request) if wishes.get("draft", True) else "asked for none"
+        return Rollout(request, problem, sequence, row, admission.continued.copy(), no_drafts)
 
     def _end(self, rollout: Rollout) -> None:
         request = rollout.request
@@ -196,8 +222,8 @@ class Drafter:
         natural = outcome not in ("FINISH_ABORT", "FINISH_LENGTH", "NoneType")
         emitted = np.concatenate([rollout.continued, output])
         self.policy.close(rollout.row, len(emitted), finished=natural or outcome == "FINISH_LENGTH")
-        self._finished_since_version = True
-        request.customized_info = {**(request.customized_info or {}), "das": [_figures(rollout, self.policy)]}
+        self._emitted_since_version = True
+        request.customized_info = {**(request.customized_info or {}), "das": [_figures(rollout)]}
         if natural:
             rollout.sequence.close()
             return
@@ -240,13 +266,15 @@ def _is_rollout(request: Any, min_prompt_tokens: int) -> bool:
     )
 
 
-def _figures(rollout: Rollout, policy: Policy) -> dict[str, Any]:
+def _figures(rollout: Rollout) -> dict[str, Any]:
     """What DAS did for a request, for its `meta_info["das"]`."""
     return {
         "proposed": rollout.drafted,
         "accepted": rollout.accepted,
         "verify_steps": rollout.steps,
-        "drafts": rollout.drafts,
+        "mean_width": round(rollout.rows / rollout.steps, 2) if rollout.steps else 1.0,
+        "length_class": None if rollout.length_class is None else CLASS_NAMES[rollout.length_class],
+        "not_drafted": rollout.no_drafts,
     }
 
 
@@ -262,7 +290,10 @@ def _room(rollouts: list[Rollout]) -> NDArray[np.int64]:
     0 where it must not be drafted for.
     """
     return np.array(
-        [r.drafts * (r.request.sampling_params.max_new_tokens - len(r.request.output_ids) - 1) for r in rollouts],
+        [
+            0 if r.no_drafts else r.request.sampling_params.max_new_tokens - len(r.request.output_ids) - 1
+            for r in rollouts
+        ],
         np.int64,
     )
 
@@ -270,8 +301,6 @@ def _room(rollouts: list[Rollout]) -> NDArray[np.int64]:
 def _unlearned(rollouts: list[Rollout]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens emitted since they were last learnt, one request after the other, and their offsets `[n + 1]`."""
     parts = [rollout.request.output_ids[rollout.learned :] for rollout in rollouts]
-    for rollout, part in zip(rollouts, parts, strict=True):
-        rollout.learned += len(part)
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
     return np.concatenate([np.frombuffer(part, np.int64) if part else np.empty(0, np.int64) for part in parts]), offsets
 

@@ -47,13 +47,19 @@ def _register() -> None:
     if get_spec(ALGORITHM) is not None:
         return
 
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
     from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-    from sglang_das.engine import compat
+    from sglang_das.engine import compat, control
     from sglang_das.engine.algorithm import DasAlgorithm
 
     compat.require()
     SpeculativeAlgorithm.register(ALGORITHM, supports_overlap=True, spec_class=DasAlgorithm)(_worker_class)
+    HookRegistry.register(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager._calculate_spec_decoding_metrics",
+        control.correct_figures,
+        HookType.AFTER,
+    )
 
 
 def _worker_class(server_args: object) -> type:

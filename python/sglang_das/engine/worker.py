@@ -33,6 +33,7 @@ from sglang_das.engine import control
 from sglang_das.engine.config import DasConfig
 from sglang_das.engine.drafting import Drafter, Rollout
 from sglang_das.engine.drafts import Drafts, DraftTree
+from sglang_das.engine.ends import cut_at_ends
 from sglang_das.engine.matching import Match, match
 from sglang_das.engine.metrics import Counters, PeriodicLog
 from sglang_das.engine.ranks import Ranks
@@ -70,6 +71,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         self._log = PeriodicLog(self.config.log_interval_s)
         self._step_clock = _StepClock()
         self.off_reason: str | None = None if self.config.enabled else "switched off by configuration"
+        self._failed = False
         control.attach(self)
         logger.info("DAS is %s; width up to %d, settings %s", self.state, self.max_width, self.config.describe())
 
@@ -86,6 +88,9 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
     def set_enabled(self, enabled: bool) -> None:
         """Switch drafting at run time; a switch-on after an error tries again."""
         self.off_reason = None if enabled else "switched off at run time"
+        if enabled and self._failed:
+            self._failed = False
+            self._guarded("recovery", self.drafter.recover)
         logger.info("DAS is %s", self.state)
 
     def describe(self) -> dict[str, Any]:
@@ -101,11 +106,15 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
 
     def clear_cache_pool(self) -> None:
         """The engine's caches are flushed. History stays: a flush only marks that the weights may change."""
-        self.on_policy_version()
+        self._guarded("learning", self.drafter.cache_flushed)
 
-    def on_policy_version(self) -> None:
-        """The weights were, or may have been, updated."""
-        self._guarded("learning", self.drafter.new_policy_version)
+    def on_weight_update(self) -> None:
+        """The weights were updated."""
+        self._guarded("learning", self.drafter.weights_updated)
+
+    def on_abort(self, request: Any) -> None:
+        """A request was aborted while it waited in the queue, perhaps after a retraction."""
+        self._guarded("learning", lambda: self.drafter.finish(request.rid))
 
     def note_request_finished(self, *, rid: str, natural_stop: bool) -> None:
         """A request ended in a decode result."""
@@ -156,7 +165,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         sampled = self._ranks.agree(
             sample_nodes(batch, self.model_runner.sampler, result.logits_output, positions, tree)
         )
-        matched = match(tree, sampled)
+        matched = cut_at_ends(match(tree, sampled), batch.reqs, sampled)
         self._observe(drafts, rollouts, matched)
 
         predict = torch.from_numpy(sampled.ravel().astype(np.int32)).to(self.device)
@@ -238,7 +247,9 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         nothing: list[Rollout | None] = [None] * len(requests)
         with self._cpu_time():
             self._observe_step_time(requests)
-            proposed = self._guarded("drafting", lambda: self.drafter.propose(requests))
+            proposed = None
+            if self.off_reason is None:
+                proposed = self._guarded("drafting", lambda: self.drafter.propose(requests))
         drafts, rollouts = proposed if proposed is not None else (Drafts.none(len(requests)), nothing)
         drafts = self._ranks.agree_on_drafts(drafts).widen(self._widths.fit(drafts.width))
         self._step_clock.start(len(requests), drafts)
@@ -260,8 +271,11 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             self._guarded("policy", lambda: self.drafter.policy.observe_step(**step))
 
     def _guarded(self, what: str, action: Callable[[], T]) -> T | None:
-        """Run an action of the drafter; its first error turns drafting off, and decoding goes on."""
-        if self.off_reason is not None:
+        """Run an action of the drafter; its first error turns drafting off, and decoding goes on.
+
+        Where drafting was only switched off, rollouts are still closed and updates heard of.
+        """
+        if self._failed:
             return None
         try:
             return action()
@@ -269,6 +283,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             raise
         except BaseException as error:  # a native panic arrives as a BaseException
             self.counters.failures += 1
+            self._failed = True
             self.off_reason = f"error in {what}: {type(error).__name__}: {error}"
             logger.exception("DAS is off after an error in %s; decoding goes on without drafts", what)
             return None
