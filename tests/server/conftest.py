@@ -5,10 +5,25 @@ import os
 from pathlib import Path
 
 import pytest
+from sglang_das.demo.server import interrupts_as_exceptions
 
 from .support import Client, build_model, start_server
 
 FAULTS = Path(__file__).parent / "faults"
+
+
+def pytest_collection_modifyitems(items):
+    """The first test of a server starts it, which takes minutes where the machine is busy."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_server_left_behind():
+    """End the servers also where the test run itself is ended."""
+    with interrupts_as_exceptions():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -18,27 +33,38 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def soak_requests():
+    """How many random requests the soak sends: `DAS_SOAK_REQUESTS`, by default enough for the suite."""
+    return int(os.environ.get("DAS_SOAK_REQUESTS", "2000"))
+
+
+@pytest.fixture(scope="session")
 def servers(model, tmp_path_factory):
-    """`servers(kind, dtype)` starts (once) a server and returns a client of it."""
+    """`servers(kind, dtype)` starts (once) a server and returns a client of it.
+
+    In bfloat16 they run without a tokenizer, as the training frameworks that send token ids start them.
+    """
     with contextlib.ExitStack() as stack:
         running: dict[tuple[str, str], Client] = {}
 
         def get(kind, dtype="float32"):
+            if dtype == "bfloat16":
+                kind += "-ids"
             if (kind, dtype) not in running:
                 log = tmp_path_factory.mktemp("logs") / f"{kind}-{dtype}.log"
-                running[kind, dtype] = stack.enter_context(start_server(kind, model, log, dtype=dtype))
+                slots = 16 if kind.endswith("-tight") else 8
+                running[kind, dtype] = stack.enter_context(start_server(kind, model, log, dtype=dtype, slots=slots))
             return running[kind, dtype]
 
         yield get
 
 
-@pytest.fixture
-def faulty_server(model, tmp_path):
-    """`faulty_server(fault, after)`: a context manager with a DAS server of its own, broken in one place."""
+@pytest.fixture(scope="session")
+def faulty_server(model):
+    """`faulty_server(fault, log)`: a context manager with a DAS server of its own; see `faults/sitecustomize.py`."""
 
-    def start(fault, *, after=0, model=model):
+    def start(fault, log, *, model=model):
         path = os.pathsep.join(filter(None, [str(FAULTS), os.environ.get("PYTHONPATH")]))
-        environment = {"DAS_TEST_FAULT": fault, "DAS_TEST_FAULT_AFTER": str(after), "PYTHONPATH": path}
-        return start_server("das", model, tmp_path / "server.log", environment=environment)
+        return start_server("das", model, log, environment={"DAS_TEST_FAULT": str(fault), "PYTHONPATH": path})
 
     return start

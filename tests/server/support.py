@@ -1,7 +1,9 @@
-"""What the server tests share: a small random model, a server of it, a client that sends many requests at once."""
+"""What the server tests share: a small random model, servers of it, a client that sends many requests at once."""
 
 import contextlib
 import json
+import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ import numpy as np
 from sglang_das.demo.server import ARMS, Server, detect_engine, free_ports, server_command
 
 EOS = 1
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ {}[]:,.-+\"'"
 
 
 def build_model(folder, *, vocabulary, sharpness, seed=7):
@@ -36,7 +39,24 @@ def build_model(folder, *, vocabulary, sharpness, seed=7):
     with torch.no_grad():
         model.lm_head.weight.mul_(sharpness / model.lm_head.weight.std() / config.hidden_size**0.5)
     model.save_pretrained(folder)
+    if vocabulary >= len(LETTERS) + 2:
+        _save_tokenizer(folder, vocabulary)
     return Path(folder)
+
+
+def _save_tokenizer(folder, vocabulary):
+    """A token is a letter: the first ones those of LETTERS, so that stop strings and grammars are easily written."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [*LETTERS, *(chr(0x4E00 + i) for i in range(vocabulary - 2 - len(LETTERS)))]
+    tokens = {"<unk>": 0, "</s>": EOS, **{letter: i + 2 for i, letter in enumerate(letters)}}
+    tokenizer = Tokenizer(models.WordLevel(tokens, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", clean_up_tokenization_spaces=False
+    ).save_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -69,21 +89,61 @@ class Client:
         """State and counters of the drafter."""
         return self.get("/server_info")["internal_states"][0]["das"]
 
+    def free_slots(self):
+        """Key-value slots that no request holds, once the prefix cache is flushed."""
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(urllib.error.HTTPError):  # refused while something runs
+                self.post("/flush_cache")
+                (load,) = self.get("/v1/loads?include=all")["loads"]
+                return load["max_total_num_tokens"] - load["num_used_tokens"]
+            assert time.monotonic() < deadline, "the server does not come to rest"
+            time.sleep(0.2)
+
+    def stream(self, request):
+        """The answers a streaming request gives, in order."""
+        data = json.dumps({**request, "stream": True}).encode()
+        call = urllib.request.Request(self.url + "/generate", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(call, timeout=120) as response:
+            lines = [line[len(b"data: ") :] for line in response if line.startswith(b"data: ")]
+        return [json.loads(line) for line in lines if line.strip() != b"[DONE]"]
+
     def log_text(self):
         return self.log.read_text(errors="replace")
 
 
+# Variants of a server, after the arm in its kind: `das-tight`.
+OPTIONS = {
+    "": [],
+    # As the training frameworks start it that send and take token ids.
+    "ids": ["--skip-tokenizer-init"],
+    # Every other way of scheduling at once: little memory, prefill in chunks, priorities.
+    "tight": [
+        *("--max-total-tokens", "1280", "--chunked-prefill-size", "32"),
+        *("--enable-priority-scheduling", "--default-priority-value", "0", "--enable-custom-logit-processor"),
+    ],
+}
+ENVIRONMENT = {
+    # The engine's own check for lost key-value slots, at every step and when idle.
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
+    "SGLANG_DAS_LOG_INTERVAL_S": "0.5",
+}
+
+
 @contextlib.contextmanager
 def start_server(kind, model, log, *, dtype="float32", environment=None, options=(), slots=8):
-    """Run a server of `kind` (`plain`, `plain-synchronous` or `das`) for the block; yields its client."""
+    """Run a server of `kind`, `plain` or `das` with a variant of OPTIONS, for the block; yields its client.
+
+    Plain servers run synchronously, as those with DAS do.
+    """
     engine = detect_engine(threads=1)
     (port,) = free_ports(1)
-    arm, _, synchronous = kind.partition("-")
-    options = [*options, "--disable-overlap-schedule"] if synchronous else options
+    arm, _, variant = kind.partition("-")
     command = server_command(arm, model, engine, slots=slots, max_total_tokens=32768, port=port)
     command[command.index("--dtype") + 1] = dtype
-    command += ["--skip-tokenizer-init", *options]
-    with Server(kind, command, port, log, {**engine.environment, **(environment or {})}) as server:
+    command += ["--disable-overlap-schedule", *OPTIONS[variant], *options]
+    with Server(kind, command, port, log, {**engine.environment, **ENVIRONMENT, **(environment or {})}) as server:
         server.wait_ready()
         yield Client(server.url, log)
 
@@ -101,4 +161,4 @@ def prompts(count, length=24, *, vocabulary=256, seed=0):
     return np.random.default_rng(seed).integers(2, vocabulary, (count, length)).tolist()
 
 
-__all__ = ["ARMS", "EOS", "Client", "body", "build_model", "prompts", "start_server"]
+__all__ = ["ARMS", "EOS", "LETTERS", "Client", "body", "build_model", "prompts", "start_server"]

@@ -77,8 +77,8 @@ def test_outputs_have_the_target_distribution(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["biased:argmax", "biased:pads"])
-def test_the_test_rejects_biased_verifiers(tiny_model, faulty_server, fault):
-    with faulty_server(fault, model=tiny_model) as client:
+def test_the_test_rejects_biased_verifiers(tiny_model, faulty_server, fault, tmp_path):
+    with faulty_server(fault, tmp_path / "server.log", model=tiny_model) as client:
         assert p_value(sample(client), exact_probabilities(tiny_model)) < ALPHA
 
 

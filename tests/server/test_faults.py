@@ -1,19 +1,84 @@
-"""An error anywhere in drafting, learning or policy leaves every request right and drafting off."""
+"""An error anywhere in drafting, learning or policy leaves every request right and drafting off; one in verification is
+loud.
+"""
+
+import http.client
+import urllib.error
 
 import pytest
 
+from .faults.sitecustomize import PLACES
 from .support import body, prompts
 
+WANTED = [body(prompt, temperature=0.8, seed=i) for i, prompt in enumerate(prompts(8, seed=20))]
 
-@pytest.mark.parametrize("where", ["step", "observe_drafts", "finish"])
-def test_an_error_turns_drafting_off_and_nothing_else(servers, faulty_server, where):
-    wanted = [body(prompt, temperature=0.8, seed=i) for i, prompt in enumerate(prompts(8, seed=20))]
+
+@pytest.fixture(scope="module")
+def fault(tmp_path_factory):
+    """The file that says which place is broken."""
+    file = tmp_path_factory.mktemp("fault") / "place"
+    file.write_text("none")
+    return file
+
+
+@pytest.fixture(scope="module")
+def das(faulty_server, fault, tmp_path_factory):
+    with faulty_server(fault, tmp_path_factory.mktemp("logs") / "das.log") as client:
+        yield client
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if place != "verification"])
+def test_an_error_turns_drafting_off_and_nothing_else(servers, das, fault, place):
+    reference = servers("plain").tokens(WANTED)
+    assert das.tokens(WANTED) == reference
+    before = das.das()
+    assert before["state"] == "on"
+    fault.write_text(place)
+    assert das.tokens(WANTED) == reference
+    if place == "policy version":
+        das.post("/flush_cache")
+    state = das.das()
+    assert state["failures"] == before["failures"] + 1
+    assert state["state"].startswith("off (error in ")
+    assert f"injected into {place}" in state["state"]
+    assert "decoding goes on without drafts" in das.log_text()
+    assert f"injected into {place}" in das.log_text()
+    assert das.tokens(WANTED) == reference
+    assert das.das()["drafted"] == state["drafted"]
+    fault.write_text("none")
+    das.post("/set_internal_state", {"server_args": {"das_enabled": 1}})
+    for _ in range(2):
+        assert das.tokens(WANTED) == reference
+    after = das.das()
+    assert after["state"] == "on"
+    assert after["accepted"] > state["accepted"]
+    assert after["failures"] == state["failures"]
+
+
+def test_an_error_while_requests_run(servers, das, fault):
+    """The fault comes in the middle of rollouts, and drafting is switched on again in the middle of them."""
+    from .test_requests import long_requests, while_running
+
+    wanted = long_requests(6, 21, tokens=400)
     reference = servers("plain").tokens(wanted)
-    with faulty_server(f"raise:{where}", after=3) as client:
-        assert client.tokens(wanted) == reference
-        assert client.tokens(wanted) == reference
-        state = client.das()
-        assert state["failures"] == 1
-        assert state["state"].startswith("off (error in ")
-        assert "injected into" in state["state"]
-        assert "decoding goes on without drafts" in client.log_text()
+
+    def fail_and_recover():
+        fault.write_text("tree")
+        while das.das()["state"] == "on":
+            pass
+        fault.write_text("none")
+        das.post("/set_internal_state", {"server_args": {"das_enabled": 1}})
+
+    answers = while_running(das, wanted, fail_and_recover)
+    assert [answer["output_ids"] for answer in answers] == reference
+    assert das.das()["state"] == "on"
+    assert das.tokens(wanted) == reference
+
+
+def test_an_error_in_verification_is_loud(das, fault):
+    """The last test here: the server ends, and no client gets tokens that were not verified."""
+    das.tokens(WANTED[:1])
+    fault.write_text("verification")
+    with pytest.raises((urllib.error.URLError, ConnectionError, http.client.HTTPException)):
+        das.generate(WANTED[:2])
+    assert "injected into verification" in das.log_text()

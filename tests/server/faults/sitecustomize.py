@@ -1,54 +1,61 @@
-"""Breaks one part of DAS in every process of a test server, as `DAS_TEST_FAULT` says. Put on PYTHONPATH by the tests.
+"""Breaks one part of DAS in every process of a test server. Put on PYTHONPATH by the tests.
 
-Faults named `raise:<where>` make the drafter raise there; `biased:<how>` replaces the verifier by one whose outputs are
-wrong in distribution, to show that the statistical test would notice.
+`DAS_TEST_FAULT` is the path of a file: while the file holds one of the PLACES, the code there raises. Or it is
+`biased:<how>`, which replaces the verifier by one whose outputs are wrong in distribution, to show that the statistical
+test would notice.
 """
 
 import importlib.abc
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
-if os.environ.get("DAS_TEST_FAULT", "").startswith("biased"):
+FAULT = os.environ.get("DAS_TEST_FAULT", "")
+
+if FAULT.startswith("biased"):
     import dataclasses
 
     import numpy as np
 
-FAULT = os.environ.get("DAS_TEST_FAULT", "")
-AFTER_CALLS = int(os.environ.get("DAS_TEST_FAULT_AFTER", "0"))
-
-
-def _raise_in(owner, name):
-    original, calls = getattr(owner, name), [0]
-
-    def broken(*arguments, **named):
-        calls[0] += 1
-        if calls[0] > AFTER_CALLS:
-            raise RuntimeError(f"injected into {name}")
-        return original(*arguments, **named)
-
-    setattr(owner, name, broken)
+# Name of a place: module of `sglang_das.engine`, or of the package, and what raises there.
+PLACES = {
+    "admission": ("engine.problems", "Problems", "admit"),
+    "opening": ("engine.drafting", "Drafter", "_open"),
+    "proposing": ("engine.drafting", "Drafter", "propose"),
+    "tree": ("engine.drafting", None, "step"),
+    "plan": ("policy", "Policy", "plan"),
+    "width": ("policy", "Policy", "width"),
+    "calibration": ("policy", "Policy", "observe_drafts"),
+    "step time": ("policy", "Policy", "observe_step"),
+    "closing": ("policy", "Policy", "close"),
+    "learning": ("engine.drafting", "Drafter", "_end"),
+    "policy version": ("engine.drafting", "Drafter", "cache_flushed"),
+    "reporting": ("engine.drafting", "Drafter", "describe"),
+    "verification": ("engine.worker", None, "sample_nodes"),
+}
 
 
 def _break(worker):
-    kind, _, detail = FAULT.partition(":")
-    if kind == "raise":
-        drafting = sys.modules["sglang_das.engine.drafting"]
-        owner = {
-            "propose": drafting.Drafter,
-            "observe": drafting.Drafter,
-            "finish": drafting.Drafter,
-            "step": drafting,
-            "plan": drafting.Policy,
-            "width": drafting.Policy,
-            "observe_step": drafting.Policy,
-            "observe_drafts": drafting.Policy,
-        }[detail]
-        _raise_in(owner, detail)
-    elif FAULT == "biased:argmax":
+    if FAULT == "biased:argmax":
         _ignore_temperature(worker)
     elif FAULT == "biased:pads":
         _pad_with_duplicates(worker)
+    else:
+        for place, (module, owner, name) in PLACES.items():
+            _raise_at(place, sys.modules[f"sglang_das.{module}"], owner, name)
+
+
+def _raise_at(place, module, owner, name):
+    holder = getattr(module, owner) if owner else module
+    original = getattr(holder, name)
+
+    def broken(*arguments, **named):
+        if Path(FAULT).read_text() == place:
+            raise RuntimeError(f"injected into {place}")
+        return original(*arguments, **named)
+
+    setattr(holder, name, broken)
 
 
 def _ignore_temperature(worker):

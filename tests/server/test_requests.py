@@ -1,0 +1,179 @@
+"""The life of a request: ways to send it, to interrupt it and to take it up again. The tokens stay plain decoding's."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from .support import body, prompts
+
+
+def long_requests(count, seed, *, tokens=300, **options):
+    """Rollouts that run long enough to be interrupted."""
+    return [
+        {
+            **body(prompt, temperature=0.8, seed=100 * seed + i, max_new_tokens=tokens, ignore_eos=True, **options),
+            "rid": f"{seed}-{i}",
+        }
+        for i, prompt in enumerate(prompts(count, seed=seed))
+    ]
+
+
+def while_running(client, requests, act):
+    """Sends the requests, acts once some run, and returns their answers."""
+    with ThreadPoolExecutor(1) as sender:
+        answers = sender.submit(client.generate, requests)
+        deadline = time.monotonic() + 60
+        while client.get("/v1/loads?include=all")["loads"][0]["num_running_reqs"] < min(2, len(requests)):
+            assert time.monotonic() < deadline, "nothing runs"
+        act()
+        return answers.result(timeout=120)
+
+
+def test_streams_carry_the_same_tokens(servers):
+    plain, das = servers("plain"), servers("das")
+    for request in long_requests(2, 80, tokens=60):
+        whole = plain.tokens([request])[0]
+        for _ in range(2):
+            parts = das.stream(request)
+            assert parts[-1]["output_ids"] == whole
+            assert len(parts) > 1
+            for part in parts:
+                assert part["output_ids"] == whole[: len(part["output_ids"])]
+
+
+def test_a_batch_in_one_request(servers):
+    plain, das = servers("plain"), servers("das")
+    one_by_one = [body(prompt, temperature=0.8, seed=i) for i, prompt in enumerate(prompts(5, seed=81))]
+    batch = {
+        "input_ids": [request["input_ids"] for request in one_by_one],
+        "sampling_params": [request["sampling_params"] for request in one_by_one],
+    }
+    expected = plain.tokens(one_by_one)
+    for _ in range(2):
+        (answers,) = das.generate([batch])
+        assert [answer["output_ids"] for answer in answers] == expected
+
+
+def test_joining_and_leaving_a_running_batch(servers):
+    """Lengths and starting times differ, and prompts are prefilled in chunks beside decoding."""
+    plain, das = servers("plain-tight"), servers("das-tight")
+    wanted = [
+        body(prompt, temperature=0.8, seed=i, max_new_tokens=5 + 11 * (i % 7))
+        for i, prompt in enumerate([*prompts(12, seed=82), *prompts(6, length=150, seed=83)] * 2)
+    ]
+    expected = plain.tokens(wanted)
+    for _ in range(2):
+        assert das.tokens(wanted) == expected
+
+
+def test_retraction_under_memory_pressure(servers):
+    plain, das = servers("plain-tight"), servers("das-tight")
+    wanted = long_requests(14, 84, tokens=120)
+    expected = plain.tokens(wanted)
+    for _ in range(2):
+        answers = das.generate(wanted)
+        assert [answer["output_ids"] for answer in answers] == expected
+    assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0, "memory was not scarce"
+
+
+def test_priorities(servers):
+    """Urgent requests overtake and preempt others; nobody's tokens change."""
+    plain, das = servers("plain-tight"), servers("das-tight")
+    wanted = [{**request, "priority": 100 * (i % 3)} for i, request in enumerate(long_requests(18, 85, tokens=40))]
+    assert das.tokens(wanted, at_once=18) == plain.tokens(wanted, at_once=18)
+
+
+def test_abort_of_one(servers):
+    plain, das = servers("plain"), servers("das")
+    wanted = long_requests(4, 86)
+    expected = plain.tokens(wanted)
+    answers = while_running(das, wanted, lambda: das.post("/abort_request", {"rid": "86-1"}))
+    for i, (answer, reference) in enumerate(zip(answers, expected, strict=True)):
+        if i == 1:
+            assert answer["meta_info"]["finish_reason"]["type"] == "abort"
+            assert len(answer["output_ids"]) < len(reference)
+            assert answer["output_ids"] == reference[: len(answer["output_ids"])]
+        else:
+            assert answer["output_ids"] == reference
+
+
+def test_aborted_rollouts_go_on_where_they_stopped(servers):
+    """Abort of all, among them queued ones, then prompt and partial output are sent again, as partial rollouts are."""
+    plain, das = servers("plain"), servers("das")
+    wanted = long_requests(12, 87, tokens=700)
+    expected = plain.tokens(wanted)
+    before = das.das()
+    aborted = while_running(das, wanted, lambda: das.post("/abort_request", {"abort_all": True}))
+    partial = [answer["output_ids"] for answer in aborted]
+    assert all(answer["meta_info"]["finish_reason"]["type"] == "abort" for answer in aborted)
+    assert 0 < sum(map(len, partial)) < sum(map(len, expected))
+    assert das.das()["live_rollouts"] == 0
+    das.post("/flush_cache")
+    rest = []
+    for request, tokens in zip(wanted, partial, strict=True):
+        sampling = {**request["sampling_params"], "max_new_tokens": 700 - len(tokens)}
+        rest.append({"input_ids": [*request["input_ids"], *tokens], "sampling_params": sampling})
+    continued = das.tokens(rest)
+    assert [a + b for a, b in zip(partial, continued, strict=True)] == expected
+    after = das.das()
+    assert after["problems"] - before["problems"] == 12, "a continued rollout belongs to its prompt"
+    assert after["history"]["tokens"] - before["history"]["tokens"] == 12 * 700
+
+
+@pytest.mark.parametrize("mode", ["in_place", "retract"])
+def test_pause_and_continue(servers, mode):
+    plain, das = servers("plain"), servers("das")
+    wanted = long_requests(10, 88 if mode == "retract" else 89)
+    expected = plain.tokens(wanted)
+    still = []
+
+    def pause():
+        das.post("/pause_generation", {"mode": mode})
+        emitted = das.das()["request_steps"]
+        time.sleep(0.5)
+        still.append(das.das()["request_steps"] == emitted)
+        if mode == "retract":
+            das.post("/flush_cache")
+        das.post("/continue_generation")
+
+    answers = while_running(das, wanted, pause)
+    assert still == [True]
+    assert [answer["output_ids"] for answer in answers] == expected
+
+
+def test_pause_that_aborts(servers):
+    plain, das = servers("plain"), servers("das")
+    wanted = long_requests(6, 90)
+    expected = plain.tokens(wanted)
+
+    def pause():
+        das.post("/pause_generation", {"mode": "abort"})
+        das.post("/continue_generation")
+
+    for answer, reference in zip(while_running(das, wanted, pause), expected, strict=True):
+        assert answer["meta_info"]["finish_reason"]["type"] == "abort"
+        assert answer["output_ids"] == reference[: len(answer["output_ids"])]
+    assert das.tokens(wanted) == expected
+
+
+def test_a_rollout_aborted_while_it_waits_after_a_retraction_is_closed(servers):
+    das = servers("das")
+
+    def retract_and_abort():
+        das.post("/pause_generation", {"mode": "retract"})
+        das.post("/abort_request", {"abort_all": True})
+        das.post("/continue_generation")
+
+    while_running(das, long_requests(4, 91), retract_and_abort)
+    assert das.das()["live_rollouts"] == 0
+
+
+def test_all_slots_are_free_in_the_end(servers):
+    """After all of the above, on every server."""
+    for kind in ("das", "das-tight"):
+        client = servers(kind)
+        client.tokens(long_requests(2, 92, tokens=20))
+        (load,) = client.get("/v1/loads?include=all")["loads"]
+        assert client.free_slots() == load["max_total_num_tokens"]
+        assert "memory leak" not in client.log_text()
