@@ -39,8 +39,7 @@ def build_model(folder, *, vocabulary, sharpness, seed=7):
     with torch.no_grad():
         model.lm_head.weight.mul_(sharpness / model.lm_head.weight.std() / config.hidden_size**0.5)
     model.save_pretrained(folder)
-    if vocabulary >= len(LETTERS) + 2:
-        _save_tokenizer(folder, vocabulary)
+    _save_tokenizer(folder, vocabulary)
     return Path(folder)
 
 
@@ -49,7 +48,7 @@ def _save_tokenizer(folder, vocabulary):
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    letters = [*LETTERS, *(chr(0x4E00 + i) for i in range(vocabulary - 2 - len(LETTERS)))]
+    letters = [*LETTERS, *(chr(0x4E00 + i) for i in range(vocabulary))][: vocabulary - 2]
     tokens = {"<unk>": 0, "</s>": EOS, **{letter: i + 2 for i, letter in enumerate(letters)}}
     tokenizer = Tokenizer(models.WordLevel(tokens, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")

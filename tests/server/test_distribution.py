@@ -10,7 +10,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from .support import EOS, body, build_model, start_server
+from .faults.sitecustomize import BIASES
+from .support import EOS, body, build_model
 
 VOCABULARY = 6
 TOKENS = 4
@@ -71,15 +72,26 @@ def sample(client):
     return Counter(tuple(tokens[:TOKENS]) for tokens in rollouts)
 
 
-def test_outputs_have_the_target_distribution(tiny_model, tmp_path):
-    with start_server("das", tiny_model, tmp_path / "server.log") as client:
-        assert p_value(sample(client), exact_probabilities(tiny_model)) > ALPHA
+@pytest.fixture(scope="module")
+def fault(tmp_path_factory):
+    return tmp_path_factory.mktemp("fault") / "bias"
 
 
-@pytest.mark.parametrize("fault", ["biased:argmax", "biased:pads"])
-def test_the_test_rejects_biased_verifiers(tiny_model, faulty_server, fault, tmp_path):
-    with faulty_server(fault, tmp_path / "server.log", model=tiny_model) as client:
-        assert p_value(sample(client), exact_probabilities(tiny_model)) < ALPHA
+@pytest.fixture(scope="module")
+def das(tiny_model, faulty_server, fault, tmp_path_factory):
+    fault.write_text("none")
+    with faulty_server(fault, tmp_path_factory.mktemp("logs") / "das.log", model=tiny_model) as client:
+        yield client
+
+
+def test_outputs_have_the_target_distribution(tiny_model, das):
+    assert p_value(sample(das), exact_probabilities(tiny_model)) > ALPHA
+
+
+@pytest.mark.parametrize("bias", BIASES)
+def test_the_test_rejects_biased_verifiers(tiny_model, das, fault, bias):
+    fault.write_text(bias)
+    assert p_value(sample(das), exact_probabilities(tiny_model)) < ALPHA
 
 
 def test_the_end_token_is_not_special_here():

@@ -1,8 +1,7 @@
 """Breaks one part of DAS in every process of a test server. Put on PYTHONPATH by the tests.
 
-`DAS_TEST_FAULT` is the path of a file: while the file holds one of the PLACES, the code there raises. Or it is
-`biased:<how>`, which replaces the verifier by one whose outputs are wrong in distribution, to show that the statistical
-test would notice.
+`DAS_TEST_FAULT` is the path of a file. While it holds one of the PLACES, the code there raises; while it holds one
+of the BIASES, the verifier's outputs are wrong in distribution, to show that the statistical test would notice.
 """
 
 import importlib.abc
@@ -12,11 +11,6 @@ import sys
 from pathlib import Path
 
 FAULT = os.environ.get("DAS_TEST_FAULT", "")
-
-if FAULT.startswith("biased"):
-    import dataclasses
-
-    import numpy as np
 
 # Name of a place: module of `sglang_das.engine`, or of the package, and what raises there.
 PLACES = {
@@ -37,13 +31,18 @@ PLACES = {
 
 
 def _break(worker):
-    if FAULT == "biased:argmax":
-        _ignore_temperature(worker)
-    elif FAULT == "biased:pads":
-        _pad_with_duplicates(worker)
-    else:
-        for place, (module, owner, name) in PLACES.items():
-            _raise_at(place, sys.modules[f"sglang_das.{module}"], owner, name)
+    for place, (module, owner, name) in PLACES.items():
+        _raise_at(place, sys.modules[f"sglang_das.{module}"], owner, name)
+    original = worker.sample_nodes
+
+    def sample_nodes(*arguments):
+        return BIASES.get(_fault(), _unbiased)(original, *arguments)
+
+    worker.sample_nodes = sample_nodes
+
+
+def _fault():
+    return Path(FAULT).read_text()
 
 
 def _raise_at(place, module, owner, name):
@@ -51,39 +50,40 @@ def _raise_at(place, module, owner, name):
     original = getattr(holder, name)
 
     def broken(*arguments, **named):
-        if Path(FAULT).read_text() == place:
+        if _fault() == place:
             raise RuntimeError(f"injected into {place}")
         return original(*arguments, **named)
 
     setattr(holder, name, broken)
 
 
-def _ignore_temperature(worker):
+def _unbiased(original, *arguments):
+    return original(*arguments)
+
+
+def _ignore_temperature(original, batch, sampler, logits_output, positions, tree):
     """Verify as the engine's NGRAM does on a CPU: argmax whatever the temperature."""
-    original = worker.sample_nodes
-
-    def sample_nodes(batch, sampler, logits_output, positions, tree):
-        best = logits_output.next_token_logits.argmax(-1).numpy().reshape(tree.depth.shape).copy()
-        original(batch, sampler, logits_output, positions, tree)
-        return best
-
-    worker.sample_nodes = sample_nodes
+    best = logits_output.next_token_logits.argmax(-1).numpy().reshape(tree.depth.shape).copy()
+    original(batch, sampler, logits_output, positions, tree)
+    return best
 
 
-def _pad_with_duplicates(worker):
+def _pad_with_duplicates(original, batch, sampler, logits_output, positions, tree):
     """Verify as if drafts were padded with children of the root that all hold token 0, each with a try of its own."""
-    original, pads = worker.sample_nodes, 3
+    import dataclasses
 
-    def sample_nodes(batch, sampler, logits_output, positions, tree):
-        tries = []
-        for pad in range(pads + 1):
-            output = dataclasses.replace(logits_output, next_token_logits=logits_output.next_token_logits.clone())
-            tries.append(original(batch, sampler, output, positions + 1_000_003 * pad, tree))
-        sampled = tries[0]
-        sampled[:, 0][(np.stack(tries[1:])[:, :, 0] == 0).any(axis=0)] = 0
-        return sampled
+    import numpy as np
 
-    worker.sample_nodes = sample_nodes
+    tries = []
+    for pad in range(4):
+        output = dataclasses.replace(logits_output, next_token_logits=logits_output.next_token_logits.clone())
+        tries.append(original(batch, sampler, output, positions + 1_000_003 * pad, tree))
+    sampled = tries[0]
+    sampled[:, 0][(np.stack(tries[1:])[:, :, 0] == 0).any(axis=0)] = 0
+    return sampled
+
+
+BIASES = {"biased: argmax": _ignore_temperature, "biased: pads": _pad_with_duplicates}
 
 
 class _BreakOnImport(importlib.abc.MetaPathFinder):
