@@ -1,6 +1,7 @@
 """The native module: documented here, checked against the module by the tests."""
 
 from collections.abc import Iterable
+from os import PathLike
 from typing import Literal, TypeAlias, final
 
 import numpy as np
@@ -13,6 +14,11 @@ __version__: str
 _Integers: TypeAlias = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.uint32] | Iterable[int]
 _Floats: TypeAlias = NDArray[np.float32] | NDArray[np.float64] | Iterable[float]
 _Shape: TypeAlias = Literal["tree", "chain"]
+_KnownIds: TypeAlias = NDArray[np.int32] | NDArray[np.int64]
+_KnownProbabilities: TypeAlias = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.uint8]
+_Followed: TypeAlias = tuple[int, NDArray[np.int32], NDArray[np.float32]]
+"""A token, and the ids and probabilities of the distribution it was drawn from, likeliest first: empty if none was
+given or the token was nearly certain."""
 
 @final
 class SuffixTree:
@@ -43,8 +49,15 @@ class SuffixTree:
         """How often `tokens` (1 to `max_depth` of them) occurs in the sequences.
 
         Exact once all sequences are closed. In a running one, the occurrences that begin in its longest suffix known
-        from elsewhere are not counted yet.
+        from elsewhere are not counted yet. Where sequences differ in weight, as in a history with decay, it is `weight`
+        to the nearest integer, but at least 1 for what occurs.
         """
+
+    def weight(self, tokens: _Integers) -> float:
+        """The sum of the weights of the occurrences that `count` counts."""
+
+    def latest(self, tokens: _Integers) -> _Followed | None:
+        """What followed the most recent occurrence of `tokens` (1 to `max_depth` of them): the one counted last."""
 
     def memory_usage(self) -> int:
         """Bytes allocated for the tree and its running sequences."""
@@ -71,8 +84,22 @@ class Sequence:
     `match_length` raise ValueError.
     """
 
-    def append(self, tokens: _Integers) -> None:
-        """Appends output tokens; none of them if there is an error (as `SuffixTree.sequence`)."""
+    def append(
+        self, tokens: _Integers, ids: _KnownIds | None = None, probabilities: _KnownProbabilities | None = None
+    ) -> None:
+        """Appends output tokens; none of them if there is an error (as `SuffixTree.sequence`).
+
+        Row i of `ids` and `probabilities`, both [tokens, k] with k <= 8, is what the target knew: the most probable
+        entries of the distribution that token i was drawn from. Ids are below 2^24, a negative one marks an unused
+        cell; probabilities are from 0 to 1, or uint8 in 255ths, as which they are kept. Nothing is kept where the
+        token drawn has more than 0.95. ValueError or TypeError if shapes, types or values do not fit.
+        """
+
+    def latest(self, length: int) -> tuple[_Followed | None, _Followed | None]:
+        """What followed the most recent occurrence of the last `length` tokens: in the sequence's own context and
+        output, and in the other sequences (there only for a context that lies in the output and has at most
+        `max_depth` tokens).
+        """
 
     def draft(self, max_tokens: int = 16, min_probability: float = 0.0, shape: _Shape = "tree") -> Draft:
         """Drafts what may come next, from the sequence's own context and output and from the others in the tree.
@@ -82,8 +109,13 @@ class Sequence:
         for values out of range.
         """
 
-    def close(self) -> None:
-        """Ends the sequence. Its tokens stay and its counts become exact. Closing again does nothing."""
+    def close(self, weight: float | None = None) -> None:
+        """Ends the sequence. Its tokens stay and its counts become exact. Closing again does nothing.
+
+        In a history, `weight` (0 to 16) says what the rollout turned out to weigh, by its reward for instance: it
+        does from the next rebuild of the problem's tree on, and with 0 it leaves then. ValueError if it is out of
+        range.
+        """
 
     @property
     def closed(self) -> bool:
@@ -122,32 +154,81 @@ class RolloutHistory:
     """The rollouts of many problems, a suffix tree for each.
 
     `advance` moves the policy version; the first rollout of a problem after that begins a new visit of it. A problem
-    keeps the rollouts of its last `window` visits. Above `max_bytes` the problems visited least recently leave; one
-    with running rollouts stays. Methods may be called from any thread.
+    keeps the rollouts of its last `window` visits, the present one included, and an occurrence a visit older weighs
+    `decay` times as much. `advance` makes room for the next visit: rollouts that will be outside the window leave,
+    and a tree of those that stay is made in the background. The next rollout of the problem opens in it, and waits
+    should it not be finished; rollouts that run meanwhile stay in the tree they are in. So what is drafted depends on
+    the calls alone, not on the time the background work takes.
+
+    Above `max_bytes` the problems visited least recently leave, whenever a rollout begins or ends or the version moves;
+    one with running rollouts stays. Methods may be called from any thread.
     """
 
-    def __new__(cls, window: int = 16, max_bytes: int = 4294967296, max_depth: int = 64) -> RolloutHistory:
-        """An empty history. ValueError if `window` is below 1 or `max_depth` not from 2 to 64."""
+    def __new__(
+        cls, window: int = 16, max_bytes: int = 4294967296, max_depth: int = 64, decay: float = 1.0
+    ) -> RolloutHistory:
+        """An empty history. ValueError if `window` is below 1, `max_depth` not from 2 to 64, or `decay` not above 0
+        and at most 1."""
 
-    def rollout(self, problem: int, context: _Integers | None = None) -> Sequence:
-        """Opens a rollout of the problem with this key (0 to 2^64 - 1); otherwise as `SuffixTree.sequence`."""
+    @staticmethod
+    def load(
+        path: str | PathLike[str],
+        window: int | None = None,
+        max_bytes: int | None = None,
+        max_depth: int | None = None,
+        decay: float | None = None,
+    ) -> RolloutHistory:
+        """Reads a history written by `save`; options given here replace those saved. Trees are made in the background.
+
+        OSError if the file cannot be read; ValueError if it is no history, of a newer version, truncated or damaged.
+        """
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes the history to a file, in place of what is there: a new file is written beside it, and renamed when
+        it is safely on disk. A rollout that runs is written as far as it has come. OSError if that fails; the old
+        file is whole.
+        """
+
+    def rollout(self, problem: int, context: _Integers | None = None, weight: float = 1.0) -> Sequence:
+        """Opens a rollout of the problem with this key (0 to 2^64 - 1), whose occurrences weigh `weight` (0 to 16)
+        times as much as others of their visit; otherwise as `SuffixTree.sequence`."""
 
     def tree(self, problem: int) -> SuffixTree | None:
-        """The present tree of a problem."""
+        """The present tree of a problem; waits if it is being made."""
 
     def advance(self) -> int:
-        """Moves to the next policy version and returns its number."""
+        """Moves to the next policy version and returns its number. Waits until the work of the last call is done."""
+
+    def maintain(self) -> None:
+        """Waits until all background work is done and what has left is freed. There is no need to call it; when there
+        is time between two policy versions, it spares the next rollouts a wait."""
+
+    @property
+    def window(self) -> int:
+        """Visits of a problem that are kept."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Byte budget."""
+
+    @property
+    def max_depth(self) -> int:
+        """Depth of the trees."""
+
+    @property
+    def decay(self) -> float:
+        """What an occurrence weighs, compared with one a visit younger."""
 
     @property
     def generation(self) -> int:
         """The policy version: how often `advance` was called."""
 
     def memory_usage(self) -> int:
-        """Bytes allocated for all problems."""
+        """Bytes allocated for all problems, trees being made or dropped included."""
 
     def stats(self) -> dict[str, int]:
-        """`generation`; `problems`, `rollouts`, `running` rollouts, `tokens` and `bytes` present; `expired_rollouts`
-        and `evicted_problems` since the beginning."""
+        """`generation`; `problems`, `rollouts`, `running` rollouts, `tokens` and `bytes` present; problems whose tree
+        is `rebuilding`; `expired_rollouts` and `evicted_problems` since the beginning."""
 
     def __contains__(self, problem: int, /) -> bool:
         """Whether there are rollouts of the problem."""
@@ -163,12 +244,16 @@ def step(
     min_probability: _Floats,
     width: int,
     shape: _Shape = "tree",
+    ids: _KnownIds | None = None,
+    probabilities: _KnownProbabilities | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]:
     """One engine step for n sequences: appends `tokens[offsets[i]:offsets[i + 1]]` to sequence i, then drafts for it.
 
     `offsets` has n + 1 entries; `max_nodes` (0 to `width`) and `min_probability` have n. Returns tokens, parents (both
     int32) and path probabilities (float32), each [n, width], and the number of nodes in each row, int32 [n]; cells
-    beyond it hold token 0, parent -1 and probability 0. If an argument is invalid or a sequence closed, ValueError or
+    beyond it hold token 0, parent -1 and probability 0. `ids` and `probabilities` are what the target knew of each of
+    `tokens`, as in `Sequence.append`. Of prompts longer than 4096 tokens a step takes in a part; until all of it is in,
+    drafts draw on what is. If an argument is invalid or a sequence closed, ValueError or
     TypeError, and nothing is appended.
     """
 

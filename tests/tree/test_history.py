@@ -1,8 +1,10 @@
 """The rollout history: windows, budgets, abandoned rollouts."""
 
 import gc
+from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang_das import RolloutHistory, SuffixTree
@@ -54,9 +56,9 @@ def test_generations() -> None:
     add(history, 1, [1, 2])
     add(history, 1, [1, 2])
     assert history.stats()["rollouts"] == 2
+    # A new version makes room for the next visit: with a window of one, all of it.
     assert (history.advance(), history.generation) == (1, 1)
-    # Only a visit makes older rollouts leave, not the passing of versions.
-    assert history.stats()["rollouts"] == 2
+    assert 1 not in history
     add(history, 2, [5])
     add(history, 1, [3])
     assert history.stats() == {
@@ -66,10 +68,17 @@ def test_generations() -> None:
         "running": 0,
         "tokens": 2,
         "bytes": history.memory_usage(),
+        "rebuilding": 0,
         "expired_rollouts": 2,
         "evicted_problems": 0,
     }
     assert (1 in history, 3 in history, len(history)) == (True, False, 2)
+    # Versions that pass without a visit take nothing more.
+    history = RolloutHistory(window=2)
+    add(history, 1, [1, 2])
+    for _ in range(5):
+        history.advance()
+    assert history.stats()["rollouts"] == 1
 
 
 def test_problems_do_not_mix() -> None:
@@ -141,6 +150,7 @@ def test_memory_returns_when_visits_expire() -> None:
         used = history.memory_usage()
         history.advance()
     add(history, 1, [1])
+    history.maintain()
     assert history.memory_usage() < used / 10
 
 
@@ -152,3 +162,124 @@ def test_a_sequence_outlives_its_history() -> None:
     rollout.append([1, 2, 1])
     assert rollout.draft(1).tokens.tolist() == [2]
     rollout.close()
+
+
+def test_rollouts_run_on_while_visits_expire() -> None:
+    history = RolloutHistory(window=3)
+    add(history, 1, [1, 2, 3, 4])
+    history.advance()
+    add(history, 1, [1, 2, 5, 6])
+    history.advance()
+    running = history.rollout(1)
+    running.append([1, 2])
+    before = running.draft(4).tokens.tolist()
+    assert 3 in before
+    history.advance()
+    # The one that runs still sees what has left; one that begins does not.
+    assert running.draft(4).tokens.tolist() == before
+    new = history.rollout(1)
+    new.append([1, 2])
+    assert set(new.draft(9).tokens.tolist()) == {5, 6}
+    # What it said since joins the others at the next rebuild after its end.
+    running.append([7, 8, 9])
+    running.close()
+    assert history.stats()["rollouts"] == 3
+    history.advance()
+    later = history.rollout(1)
+    later.append([7, 8])
+    assert later.draft(1).tokens.tolist() == [9]
+
+
+@given(
+    st.sampled_from([1.0, 0.8, 0.25]),
+    st.lists(st.lists(st.tuples(st.integers(0, 2), st.floats(0.25, 16)), max_size=4), min_size=1, max_size=5),
+)
+@settings(deadline=None)
+def test_older_visits_weigh_less(decay: float, visits: list[list[tuple[int, float]]]) -> None:
+    history, seen = RolloutHistory(window=20, decay=decay), []
+    for visit in visits:
+        for token, weight in visit:
+            rollout = history.rollout(1, weight=weight)
+            rollout.append([token, token])
+            rollout.close()
+        if visit:
+            seen.append(visit)
+        history.advance()
+    tree = history.tree(1)
+    if tree is None:
+        assert not seen
+        return
+    expected = [0.0] * 3
+    for age, visit in enumerate(reversed(seen)):
+        for token, weight in visit:
+            expected[token] += weight * decay**age
+    # A tree that was made anew is made for the next visit, so only the proportions are the same.
+    found = [tree.weight([token, token]) for token in range(3)]
+    np.testing.assert_allclose(np.array(found) / sum(found), np.array(expected) / sum(expected), atol=1e-5)
+
+
+def test_a_reward_weighs_from_the_next_rebuild_on() -> None:
+    history = RolloutHistory()
+    for token, reward in ((2, 4.0), (3, 0.0), (4, 1.0)):
+        rollout = history.rollout(1)
+        rollout.append([1, token])
+        rollout.close(weight=reward)
+    tree = history.tree(1)
+    assert tree is not None
+    assert [tree.weight([1, token]) for token in (2, 3, 4)] == [1, 1, 1]
+    history.advance()
+    tree = history.tree(1)
+    assert tree is not None
+    assert [tree.weight([1, token]) for token in (2, 3, 4)] == [4, 0, 1]
+    assert history.stats()["expired_rollouts"] == 1
+
+
+def test_decayed_text_is_drafted_with_less_probability() -> None:
+    def probabilities(decay: float) -> dict[int, float]:
+        history = RolloutHistory(decay=decay)
+        add(history, 1, [1, 2])
+        history.advance()
+        add(history, 1, [1, 3])
+        rollout = history.rollout(1)
+        rollout.append([1])
+        draft = rollout.draft()
+        return dict(zip(draft.tokens.tolist(), draft.probabilities.tolist(), strict=True))
+
+    even, decayed = probabilities(1.0), probabilities(0.25)
+    assert even[2] == even[3]
+    assert decayed[3] / decayed[2] == pytest.approx(4, rel=1e-5)
+
+
+def test_a_history_survives_in_a_file(tmp_path: Path) -> None:
+    history = RolloutHistory(window=3, decay=0.5, max_bytes=10_000_000)
+    random = np.random.default_rng(5)
+    for _ in range(4):
+        for problem in range(3):
+            rollout = history.rollout(problem)
+            tokens = random.integers(0, 4, 50)
+            ids = np.stack([tokens, tokens + 10], 1)
+            rollout.append(tokens, ids, np.full((50, 2), 0.5, np.float32))
+            rollout.close()
+        history.advance()
+    file = tmp_path / "history"
+    history.save(file)
+    history.save(str(file))
+    assert [path.name for path in tmp_path.iterdir()] == ["history"]
+    loaded = RolloutHistory.load(file)
+    assert (loaded.window, loaded.decay, loaded.max_bytes, loaded.max_depth) == (3, 0.5, 10_000_000, 64)
+    assert RolloutHistory.load(file, window=2, max_bytes=1 << 30).window == 2
+    loaded.maintain()
+    for problem in range(3):
+        pair = [one.rollout(problem) for one in (history, loaded)]
+        for token in random.integers(0, 4, 20).tolist():
+            for rollout in pair:
+                rollout.append([token])
+            for name in ("tokens", "parents", "probabilities"):
+                np.testing.assert_array_equal(getattr(pair[0].draft(), name), getattr(pair[1].draft(), name))
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="truncated"):
+        RolloutHistory.load(file)
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        RolloutHistory.load(tmp_path / "nothing")
+    with pytest.raises(OSError, match="directory"):
+        history.save(tmp_path / "no" / "directory")

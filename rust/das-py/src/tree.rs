@@ -1,14 +1,14 @@
 //! Python classes over `das-tree`.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use das_tree::{DraftOptions, HistoryOptions, StepRequest};
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::{prelude::*, types::PyDict};
 
 use crate::convert::{
-    MAX_NODES, bad_value, detached, floats, integers, key, probability, shape, tokens, tree_error,
-    within,
+    Known, MAX_NODES, bad_value, detached, floats, integers, key, probability, shape, tokens,
+    tree_error, within,
 };
 
 /// Adds this file's classes and functions to the module.
@@ -76,6 +76,21 @@ impl SuffixTree {
         detached(py, || self.0.count(&string))?.map_err(tree_error)
     }
 
+    fn weight(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<f64> {
+        let string = crate::convert::tokens("tokens", tokens)?;
+        detached(py, || self.0.weight(&string))?.map_err(tree_error)
+    }
+
+    fn latest<'py>(
+        &self,
+        py: Python<'py>,
+        tokens: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<Followed<'py>>> {
+        let context = crate::convert::tokens("tokens", tokens)?;
+        let latest = detached(py, || self.0.latest_follower(&context))?.map_err(tree_error)?;
+        Ok(latest.map(|observation| followed(py, &observation)))
+    }
+
     fn memory_usage(&self) -> usize {
         self.0.memory_usage()
     }
@@ -112,15 +127,49 @@ impl SuffixTree {
     }
 }
 
+/// A token, and the distribution it was drawn from: ids and probabilities.
+type Followed<'py> = (u32, Bound<'py, PyArray1<i32>>, Bound<'py, PyArray1<f32>>);
+
+fn followed<'py>(py: Python<'py>, observation: &das_tree::Observation) -> Followed<'py> {
+    let known = &observation.distribution;
+    let ids = known.tokens().iter().map(|&token| token as i32);
+    let probabilities = known.entries().map(|(_, probability)| probability);
+    (
+        observation.token,
+        PyArray1::from_iter(py, ids),
+        PyArray1::from_iter(py, probabilities),
+    )
+}
+
 /// A running rollout.
 #[pyclass(frozen, module = "sglang_das")]
 struct Sequence(Arc<das_tree::Sequence>);
 
 #[pymethods]
 impl Sequence {
-    fn append(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<()> {
+    #[pyo3(signature = (tokens, ids=None, probabilities=None))]
+    fn append(
+        &self,
+        py: Python<'_>,
+        tokens: &Bound<'_, PyAny>,
+        ids: Option<&Bound<'_, PyAny>>,
+        probabilities: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
         let tokens = crate::convert::tokens("tokens", tokens)?;
-        detached(py, || self.0.append(&tokens))?.map_err(tree_error)
+        let known = Known::new(ids, probabilities, tokens.len())?;
+        let rows = known.rows()?;
+        detached(py, || self.0.append_known(&tokens, rows))?.map_err(tree_error)
+    }
+
+    fn latest<'py>(
+        &self,
+        py: Python<'py>,
+        length: i64,
+    ) -> PyResult<(Option<Followed<'py>>, Option<Followed<'py>>)> {
+        let length = within("length", length, 1, u32::MAX as usize)?;
+        let latest = detached(py, || self.0.latest(length))?.map_err(tree_error)?;
+        let python = |observation: das_tree::Observation| followed(py, &observation);
+        Ok((latest.own.map(python), latest.history.map(python)))
     }
 
     #[pyo3(signature = (max_tokens=16, min_probability=0.0, shape="tree"))]
@@ -136,8 +185,13 @@ impl Sequence {
         Ok(Draft::new(py, draft))
     }
 
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
-        detached(py, || self.0.close())
+    #[pyo3(signature = (weight=None))]
+    fn close(&self, py: Python<'_>, weight: Option<f64>) -> PyResult<()> {
+        let Some(weight) = weight else {
+            return detached(py, || self.0.close());
+        };
+        let weight = crate::convert::weight(weight)?;
+        detached(py, || self.0.close_with_weight(weight))?.map_err(tree_error)
     }
 
     #[getter]
@@ -206,27 +260,77 @@ struct RolloutHistory(das_tree::RolloutHistory);
 #[pymethods]
 impl RolloutHistory {
     #[new]
-    #[pyo3(signature = (window=16, max_bytes=4294967296, max_depth=64))]
-    fn new(window: i64, max_bytes: i64, max_depth: i64) -> PyResult<Self> {
-        let options = HistoryOptions {
-            window: within("window", window, 1, u32::MAX as usize)?,
-            max_bytes: within("max_bytes", max_bytes, 0, i64::MAX as usize)?,
-            max_depth: within("max_depth", max_depth, 2, 64)?,
-        };
+    #[pyo3(signature = (window=16, max_bytes=4294967296, max_depth=64, decay=1.0))]
+    fn new(window: i64, max_bytes: i64, max_depth: i64, decay: f64) -> PyResult<Self> {
+        let (window, max_bytes, max_depth) = (Some(window), Some(max_bytes), Some(max_depth));
+        let mut options = HistoryOptions::default();
+        change_options(&mut options, window, max_bytes, max_depth, Some(decay))?;
         Ok(Self(
             das_tree::RolloutHistory::new(options).map_err(tree_error)?,
         ))
     }
 
-    #[pyo3(signature = (problem, context=None))]
+    #[staticmethod]
+    #[pyo3(signature = (path, window=None, max_bytes=None, max_depth=None, decay=None))]
+    fn load(
+        py: Python<'_>,
+        path: PathBuf,
+        window: Option<i64>,
+        max_bytes: Option<i64>,
+        max_depth: Option<i64>,
+        decay: Option<f64>,
+    ) -> PyResult<Self> {
+        let change = |options: &mut HistoryOptions| {
+            change_options(options, window, max_bytes, max_depth, decay)
+        };
+        change(&mut HistoryOptions::default())?;
+        let load = || {
+            let change = |options: &mut HistoryOptions| change(options).expect("checked above");
+            das_tree::RolloutHistory::load(&path, change)
+        };
+        Ok(Self(detached(py, load)?.map_err(tree_error)?))
+    }
+
+    fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        detached(py, || self.0.save(&path))?.map_err(tree_error)
+    }
+
+    fn maintain(&self, py: Python<'_>) -> PyResult<()> {
+        detached(py, || self.0.maintain())
+    }
+
+    #[getter]
+    fn window(&self) -> usize {
+        self.0.options().window
+    }
+
+    #[getter]
+    fn max_bytes(&self) -> usize {
+        self.0.options().max_bytes
+    }
+
+    #[getter]
+    fn max_depth(&self) -> usize {
+        self.0.options().max_depth
+    }
+
+    #[getter]
+    fn decay(&self) -> f64 {
+        self.0.options().decay
+    }
+
+    #[pyo3(signature = (problem, context=None, weight=1.0))]
     fn rollout(
         &self,
         py: Python<'_>,
         problem: &Bound<'_, PyAny>,
         context: Option<&Bound<'_, PyAny>>,
+        weight: f64,
     ) -> PyResult<Sequence> {
         let (problem, context) = (key(problem)?, optional_tokens("context", context)?);
-        let sequence = detached(py, || self.0.rollout(problem, &context))?.map_err(tree_error)?;
+        let weight = crate::convert::weight(weight)?;
+        let open = || self.0.rollout_with_weight(problem, &context, weight);
+        let sequence = detached(py, open)?.map_err(tree_error)?;
         Ok(Sequence(Arc::new(sequence)))
     }
 
@@ -257,6 +361,7 @@ impl RolloutHistory {
         dict.set_item("running", stats.running)?;
         dict.set_item("tokens", stats.tokens)?;
         dict.set_item("bytes", stats.bytes)?;
+        dict.set_item("rebuilding", stats.rebuilding)?;
         dict.set_item("expired_rollouts", stats.expired_rollouts)?;
         dict.set_item("evicted_problems", stats.evicted_problems)?;
         Ok(dict)
@@ -280,6 +385,35 @@ impl RolloutHistory {
     }
 }
 
+fn change_options(
+    options: &mut HistoryOptions,
+    window: Option<i64>,
+    max_bytes: Option<i64>,
+    max_depth: Option<i64>,
+    decay: Option<f64>,
+) -> PyResult<()> {
+    if let Some(window) = window {
+        options.window = within("window", window, 1, u32::MAX as usize)?;
+    }
+    if let Some(max_bytes) = max_bytes {
+        options.max_bytes = within("max_bytes", max_bytes, 0, i64::MAX as usize)?;
+    }
+    if let Some(max_depth) = max_depth {
+        options.max_depth = within("max_depth", max_depth, 2, 64)?;
+    }
+    if let Some(decay) = decay {
+        if !(decay > 0.0 && decay <= 1.0) {
+            return Err(bad_value(
+                "decay",
+                decay,
+                "it must be above 0 and at most 1",
+            ));
+        }
+        options.decay = decay;
+    }
+    Ok(())
+}
+
 type StepArrays<'py> = (
     Bound<'py, PyArray2<i32>>,
     Bound<'py, PyArray2<i32>>,
@@ -289,7 +423,9 @@ type StepArrays<'py> = (
 
 /// Appends and drafts for a batch.
 #[pyfunction]
-#[pyo3(signature = (sequences, tokens, offsets, max_nodes, min_probability, width, shape="tree"))]
+#[pyo3(signature = (
+    sequences, tokens, offsets, max_nodes, min_probability, width, shape="tree", ids=None, probabilities=None
+))]
 #[expect(clippy::too_many_arguments, reason = "the arrays of one batch")]
 fn step<'py>(
     py: Python<'py>,
@@ -300,6 +436,8 @@ fn step<'py>(
     min_probability: &Bound<'py, PyAny>,
     width: i64,
     shape: &str,
+    ids: Option<&Bound<'py, PyAny>>,
+    probabilities: Option<&Bound<'py, PyAny>>,
 ) -> PyResult<StepArrays<'py>> {
     let sequences: Vec<_> = sequences
         .iter()
@@ -315,6 +453,8 @@ fn step<'py>(
     check_rows("max_nodes", max_nodes.len(), rows)?;
     let floors = floats("min_probability", min_probability)?;
     check_rows("min_probability", floors.len(), rows)?;
+    let known = Known::new(ids, probabilities, tokens.len())?;
+    let known = known.rows()?;
     let mut requests = Vec::with_capacity(rows);
     for (i, sequence) in sequences.iter().enumerate() {
         let options = DraftOptions {
@@ -322,10 +462,11 @@ fn step<'py>(
             min_probability: probability(&format!("min_probability[{i}]"), floors[i])?,
             shape,
         };
-        let accepted = &tokens[offsets[i] as usize..offsets[i + 1] as usize];
+        let range = offsets[i] as usize..offsets[i + 1] as usize;
         requests.push(StepRequest {
             sequence,
-            accepted,
+            accepted: &tokens[range.clone()],
+            known: known.slice(range),
             options,
         });
     }

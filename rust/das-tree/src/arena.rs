@@ -3,7 +3,10 @@
 //! Elements live in segments allocated on demand: four of each size, sizes doubling. An index is turned into a segment and
 //! an offset with a count of leading zeros. At most a quarter more is allocated than is used.
 
-use crate::sync::{Arc, AtomicU32, AtomicUsize, OnceLock, Ordering};
+use crate::{
+    meter::Meter,
+    sync::{AtomicU32, OnceLock, Ordering},
+};
 
 /// The first four segments have `1 << (BASE - 2)` elements each.
 const BASE: u32 = if cfg!(loom) { 2 } else { 5 };
@@ -13,47 +16,6 @@ const SEGMENTS: usize = if cfg!(loom) {
 } else {
     4 * (32 - BASE as usize)
 };
-
-/// Counts bytes as they are allocated, for one tree and, if it belongs to a history, for that too.
-#[derive(Debug, Default)]
-pub(crate) struct Meter {
-    own: AtomicUsize,
-    shared: Option<Arc<AtomicUsize>>,
-}
-
-impl Meter {
-    pub(crate) fn new(shared: Option<Arc<AtomicUsize>>) -> Self {
-        Self {
-            own: AtomicUsize::new(0),
-            shared,
-        }
-    }
-
-    pub(crate) fn add(&self, bytes: usize) {
-        self.own.fetch_add(bytes, Ordering::Relaxed); // a statistic: nothing is read on the strength of it
-        if let Some(shared) = &self.shared {
-            shared.fetch_add(bytes, Ordering::Relaxed); // as above
-        }
-    }
-
-    pub(crate) fn sub(&self, bytes: usize) {
-        self.own.fetch_sub(bytes, Ordering::Relaxed); // as above
-        if let Some(shared) = &self.shared {
-            shared.fetch_sub(bytes, Ordering::Relaxed); // as above
-        }
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.own.load(Ordering::Relaxed) // as above
-    }
-}
-
-impl Drop for Meter {
-    fn drop(&mut self) {
-        let bytes = self.bytes();
-        self.sub(bytes);
-    }
-}
 
 /// The vector. Elements start out as `T::default()` and are changed through their atomics.
 #[derive(Debug)]

@@ -1,10 +1,14 @@
 //! One call per engine step: append what each request has accepted, then draft for it.
 
+use std::cell::RefCell;
+
 use crate::{
     draft::{Draft, DraftOptions},
     error::Error,
     id::{Token, check_tokens},
-    sequence::Sequence,
+    known::KnownRows,
+    sequence::{Sequence, TAKEN_IN, check_rows},
+    spread, sync,
 };
 
 /// One request's part of a step.
@@ -14,6 +18,8 @@ pub struct StepRequest<'a> {
     pub sequence: &'a Sequence,
     /// Tokens to append before drafting.
     pub accepted: &'a [Token],
+    /// What the target knew of each of them, or nothing.
+    pub known: KnownRows<'a>,
     /// What to draft.
     pub options: DraftOptions,
 }
@@ -34,37 +40,103 @@ pub struct StepDrafts {
 /// Appends to and drafts from all sequences, in order. Each draft has at most `width` nodes.
 ///
 /// # Errors
-/// As [`Sequence::append`]. If a token is invalid or a sequence is closed, nothing has been appended, unless another
+/// As [`Sequence::append_known`]. If an argument is invalid or a sequence closed, nothing has been appended, unless another
 /// thread closed it during the call.
 pub fn step(requests: &[StepRequest], width: usize) -> Result<StepDrafts, Error> {
+    let mut drafts = StepDrafts::default();
+    step_into(requests, width, &mut drafts)?;
+    Ok(drafts)
+}
+
+/// As [`step`], into arrays that are used again: in the long run it allocates nothing but what the trees grow by.
+///
+/// # Errors
+/// As [`step`].
+pub fn step_into(
+    requests: &[StepRequest],
+    width: usize,
+    drafts: &mut StepDrafts,
+) -> Result<(), Error> {
+    SCRATCH.with(|scratch| {
+        let Scratch { trees, draft } = &mut *scratch.borrow_mut();
+        let taken_in = check(requests, trees)?;
+        if spread::pays(trees) {
+            return spread::step(requests, trees, width, taken_in, drafts);
+        }
+        drafts.clear(requests.len(), width);
+        for (row, request) in requests.iter().enumerate() {
+            let StepRequest {
+                sequence,
+                accepted,
+                known,
+                options,
+            } = request;
+            sequence.append_and_draft(accepted, *known, taken_in, options, width, draft)?;
+            drafts.write(row, width, draft);
+        }
+        Ok(())
+    })
+}
+
+/// What a step works with, kept for the next one.
+#[derive(Default)]
+struct Scratch {
+    trees: Vec<usize>,
+    draft: Draft,
+}
+
+sync::thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Checks the requests and lists their trees; returns how much of a long prompt each may take in, so that many that join at
+/// once do not stall the others.
+fn check(requests: &[StepRequest], trees: &mut Vec<usize>) -> Result<usize, Error> {
+    let mut joining = 0;
+    trees.clear();
     for request in requests {
         check_tokens(request.accepted)?;
-        request.sequence.check_open()?;
+        check_rows(request.accepted, request.known)?;
+        let (tree, waiting) = request.sequence.standing()?;
+        joining += usize::from(waiting > 0);
+        trees.push(tree);
     }
-    let cells = requests.len() * width;
-    let mut drafts = StepDrafts {
-        tokens: vec![0; cells],
-        parents: vec![-1; cells],
-        probabilities: vec![0.0; cells],
-        sizes: Vec::with_capacity(requests.len()),
-    };
-    let mut draft = Draft::default();
-    for (row, request) in requests.iter().enumerate() {
-        let max_nodes = request.options.max_nodes.min(width);
-        let options = DraftOptions {
-            max_nodes,
-            ..request.options
-        };
-        request
-            .sequence
-            .append_and_draft(request.accepted, &options, &mut draft)?;
+    Ok((TAKEN_IN / joining.max(1)).max(TAKEN_IN / 16))
+}
+
+impl StepDrafts {
+    /// Room for so many rows, all cells unused.
+    pub(crate) fn clear(&mut self, rows: usize, width: usize) {
+        self.tokens.clear();
+        self.tokens.resize(rows * width, 0);
+        self.parents.clear();
+        self.parents.resize(rows * width, -1);
+        self.probabilities.clear();
+        self.probabilities.resize(rows * width, 0.0);
+        self.sizes.clear();
+        self.sizes.resize(rows, 0);
+    }
+
+    /// Writes the draft of a row.
+    pub(crate) fn write(&mut self, row: usize, width: usize, draft: &Draft) {
         let cells = row * width..row * width + draft.len();
-        for (cell, &token) in drafts.tokens[cells.clone()].iter_mut().zip(&draft.tokens) {
+        for (cell, &token) in self.tokens[cells.clone()].iter_mut().zip(&draft.tokens) {
             *cell = token as i32;
         }
-        drafts.parents[cells.clone()].copy_from_slice(&draft.parents);
-        drafts.probabilities[cells].copy_from_slice(&draft.probabilities);
-        drafts.sizes.push(draft.len() as i32);
+        self.parents[cells.clone()].copy_from_slice(&draft.parents);
+        self.probabilities[cells].copy_from_slice(&draft.probabilities);
+        self.sizes[row] = draft.len() as i32;
     }
-    Ok(drafts)
+
+    /// Copies row `from` of another batch.
+    pub(crate) fn copy_row(&mut self, row: usize, other: &Self, from: usize, width: usize) {
+        let (here, there) = (
+            row * width..(row + 1) * width,
+            from * width..(from + 1) * width,
+        );
+        self.tokens[here.clone()].copy_from_slice(&other.tokens[there.clone()]);
+        self.parents[here.clone()].copy_from_slice(&other.parents[there.clone()]);
+        self.probabilities[here].copy_from_slice(&other.probabilities[there]);
+        self.sizes[row] = other.sizes[from];
+    }
 }

@@ -35,7 +35,7 @@ pub(crate) struct Blend {
     mass: f32,
     /// Per source: contexts mixed in, and the occurrences of the last.
     levels: [u32; 2],
-    totals: [u32; 2],
+    totals: [u64; 2],
 }
 
 impl Blend {
@@ -59,19 +59,21 @@ impl Blend {
         self.levels[source as usize] == LEVELS
     }
 
-    /// Whether a context with so many occurrences says nothing that the last longer one of its source has not said: with
-    /// as many occurrences they are the same ones.
-    pub(crate) fn repeats(&self, source: Source, total: u32) -> bool {
+    /// Whether a context whose occurrences weigh so much says nothing that the last longer one of its source has not said:
+    /// with the same weight they are the same ones.
+    pub(crate) fn repeats(&self, source: Source, total: u64) -> bool {
         total == self.totals[source as usize]
     }
 
-    /// Mixes in a context, longest first: its followers with their counts, the `latest` one if that matters.
+    /// Mixes in a context, longest first: its followers with their counts, the `latest` one if that matters. An occurrence
+    /// of full weight counts `unit`.
     pub(crate) fn add(
         &mut self,
         source: Source,
         length: u32,
         evidence: Evidence,
-        followers: &[(Token, u32)],
+        unit: u64,
+        followers: &[(Token, u64)],
         latest: Option<Token>,
     ) {
         let Evidence { total, distinct } = evidence;
@@ -84,7 +86,7 @@ impl Blend {
             self.claim(token, weight);
             self.mass *= 1.0 - weight;
         }
-        let weight = weight(source, length, evidence, dominant);
+        let weight = weight(source, length, in_units(total, unit), distinct, dominant);
         for &(token, count) in followers {
             if token < TOKEN_LIMIT {
                 self.claim(token, weight * count as f32 / total as f32);
@@ -104,9 +106,13 @@ fn recency_weight(dominant: bool) -> f32 {
     if dominant { 0.22 } else { 0.12 }
 }
 
+/// A sum of weights as a number of full occurrences: to the nearest, but never none.
+pub(crate) fn in_units(total: u64, unit: u64) -> u64 {
+    ((total + unit / 2) / unit).max(1)
+}
+
 /// The part a context gets of what longer ones have left.
-fn weight(source: Source, length: u32, evidence: Evidence, dominant: bool) -> f32 {
-    let Evidence { total, distinct } = evidence;
+fn weight(source: Source, length: u32, total: u64, distinct: u32, dominant: bool) -> f32 {
     let often = total >= 5;
     if distinct == 1 {
         let by_count = match source {

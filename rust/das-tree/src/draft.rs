@@ -97,6 +97,8 @@ struct View<'a> {
     prompt: usize,
     /// Suffixes of the output, as the tree has it (start marker first), that begin before this offset are counted there.
     counted: usize,
+    /// What each of them counts.
+    weight: u64,
 }
 
 /// An earlier occurrence of the request's last tokens in its own text.
@@ -161,13 +163,13 @@ struct Scratch {
     contexts: Vec<Context>,
     /// Lengths of the own contexts, longest first.
     lengths: Vec<u32>,
-    shared_totals: Vec<i32>,
+    shared_totals: Vec<i64>,
     open: Vec<Open>,
     heap: BinaryHeap<Candidate>,
     /// Followers of a context: in the own text, in the part of it that the tree has too, in the tree.
-    own: Tally<u32>,
-    shared: Tally<u32>,
-    followers: Vec<(Token, u32)>,
+    own: Tally<u64>,
+    shared: Tally<u64>,
+    followers: Vec<(Token, u64)>,
     blend: Blend,
 }
 
@@ -175,21 +177,35 @@ sync::thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Drafts for a running sequence whose tree tokens start at `start` (the locus of its longest suffix in the tree).
+/// How a running sequence lies in its tree.
+pub(crate) struct Place {
+    /// The locus of its longest suffix there.
+    pub(crate) start: Locus,
+    /// The offset before which all its suffixes are counted there, and what each counts.
+    pub(crate) counted: usize,
+    pub(crate) weight: u64,
+}
+
+/// Drafts for a running sequence.
 pub(crate) fn running(
     tree: &Tree,
     own: &OwnText,
     prompt: usize,
-    counted: usize,
-    start: Locus,
+    place: Place,
     options: &DraftOptions,
     draft: &mut Draft,
 ) {
+    let Place {
+        start,
+        counted,
+        weight,
+    } = place;
     let view = View {
         tree,
         own: own.tokens(),
         prompt,
         counted,
+        weight,
     };
     SCRATCH.with(|scratch| {
         let scratch = &mut *scratch.borrow_mut();
@@ -209,6 +225,7 @@ pub(crate) fn stateless(tree: &Tree, text: &[Token], options: &DraftOptions) -> 
         own: text,
         prompt: text.len(),
         counted: 0,
+        weight: 0,
     };
     let limit = context_limit(tree);
     let tail = &text[text.len().saturating_sub(limit as usize)..];
@@ -288,8 +305,8 @@ impl Scratch {
         let mut last = 0;
         let mut at = Some(start);
         while let Some(locus) = at.filter(|at| at.depth > 0 && self.contexts.len() < CONTEXTS) {
-            let own = self.shared_totals[locus.depth as usize];
-            let total = view.tree.total(&locus).saturating_sub(own as u32);
+            let own = self.shared_totals[locus.depth as usize] as u64 * view.weight;
+            let total = view.tree.total(&locus).saturating_sub(own);
             if total != last && total > 0 {
                 let length = locus.depth;
                 self.contexts.push(Context { locus, length });
@@ -411,7 +428,7 @@ impl Scratch {
                     latest = latest.max((next, follower));
                     occurrences.next();
                 }
-                let total = (occurrences.start - node.occurrences.start) as u32;
+                let total = (occurrences.start - node.occurrences.start) as u64;
                 if !self.blend.is_full(Source::Own) && !self.blend.repeats(Source::Own, total) {
                     self.add_own(own_length + node.depth, total, latest.1);
                 }
@@ -430,18 +447,19 @@ impl Scratch {
     }
 
     /// Mixes in what followed a context in the own text, as tallied in `self.own`.
-    fn add_own(&mut self, length: u32, total: u32, latest: Token) {
+    fn add_own(&mut self, length: u32, total: u64, latest: Token) {
         let distinct = self.own.entries().len() as u32;
         self.followers.clear();
         self.followers.extend_from_slice(self.own.entries());
         if self.followers.len() > TOP {
-            let order = |&(token, count): &(Token, u32)| (Reverse(count), token);
+            let order = |&(token, count): &(Token, u64)| (Reverse(count), token);
             self.followers.select_nth_unstable_by_key(TOP, order);
             self.followers.truncate(TOP);
         }
         let evidence = Evidence { total, distinct };
+        let latest = Some(latest);
         self.blend
-            .add(Source::Own, length, evidence, &self.followers, Some(latest));
+            .add(Source::Own, length, evidence, 1, &self.followers, latest);
     }
 
     /// Mixes in what followed a context in the other rollouts: the tree's counts less the request's own. Returns whether
@@ -451,7 +469,7 @@ impl Scratch {
         self.shared.clear();
         for occurrence in &self.occurrences[node.occurrences.clone()] {
             if is_shared(occurrence, context) {
-                *self.shared.entry(occurrence.follower) += 1;
+                *self.shared.entry(occurrence.follower) += view.weight;
             }
         }
         for &(token, own) in self.shared.entries() {
@@ -476,9 +494,15 @@ impl Scratch {
         if evidence.total == 0 || self.blend.repeats(Source::History, evidence.total) {
             return false;
         }
-        let length = context.length + node.depth;
-        self.blend
-            .add(Source::History, length, evidence, &self.followers, None);
+        let (length, unit) = (context.length + node.depth, view.tree.unit());
+        self.blend.add(
+            Source::History,
+            length,
+            evidence,
+            unit,
+            &self.followers,
+            None,
+        );
         true
     }
 }

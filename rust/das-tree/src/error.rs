@@ -2,26 +2,78 @@
 
 use std::fmt;
 
+use crate::{history::MAX_WEIGHT, known::MAX_ENTRIES};
+
 /// Why a call was refused. The structure it was made on is unchanged.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Error(pub(crate) Kind);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Kind {
-    Token { index: usize, value: u32 },
+    Token {
+        index: usize,
+        value: u32,
+    },
     Closed,
     MaxDepth(usize),
-    SequenceTooLong { length: usize, limit: usize },
-    TreeFull { limit: u64 },
+    SequenceTooLong {
+        length: usize,
+        limit: usize,
+    },
+    TreeFull {
+        limit: u64,
+    },
     EmptyQuery,
-    QueryTooLong { length: usize, limit: usize },
+    QueryTooLong {
+        length: usize,
+        limit: usize,
+    },
     Window(usize),
+    Decay(f64),
+    Weight(f64),
+    KnownWidth(usize),
+    KnownShape {
+        ids: usize,
+        probabilities: usize,
+        width: usize,
+    },
+    KnownRows {
+        rows: usize,
+        tokens: usize,
+    },
+    KnownToken {
+        row: usize,
+        column: usize,
+        value: u32,
+    },
+    KnownTwice {
+        row: usize,
+        column: usize,
+        value: u32,
+    },
+    Damaged {
+        path: String,
+        what: String,
+    },
+    File {
+        path: String,
+        what: String,
+        kind: std::io::ErrorKind,
+    },
 }
 
 impl Error {
     /// Whether the call came after the sequence had been closed.
     pub fn is_closed(&self) -> bool {
         self.0 == Kind::Closed
+    }
+
+    /// What the operating system said, if a file could not be read or written.
+    pub fn io_kind(&self) -> Option<std::io::ErrorKind> {
+        match self.0 {
+            Kind::File { kind, .. } => Some(kind),
+            _ => None,
+        }
     }
 
     /// Whether a size limit was reached (a sequence's or a tree's), rather than an argument being wrong.
@@ -38,7 +90,7 @@ impl From<Kind> for Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
+        match &self.0 {
             Kind::Token { index, value } => {
                 write!(
                     out,
@@ -67,6 +119,47 @@ impl fmt::Display for Error {
                 )
             }
             Kind::Window(value) => write!(out, "window is {value}: it must be at least 1"),
+            Kind::Decay(value) => write!(out, "decay is {value}: it must be above 0 and at most 1"),
+            Kind::Weight(value) => {
+                write!(out, "weight is {value}: it must be from 0 to {MAX_WEIGHT}")
+            }
+            Kind::KnownWidth(value) => {
+                write!(
+                    out,
+                    "ids has {value} columns: at most {MAX_ENTRIES} entries of a distribution are kept"
+                )
+            }
+            Kind::KnownShape {
+                ids,
+                probabilities,
+                width,
+            } => {
+                write!(
+                    out,
+                    "ids has {ids} and probabilities {probabilities} entries: both need a row of {width} for each token"
+                )
+            }
+            Kind::KnownRows { rows, tokens } => {
+                write!(
+                    out,
+                    "ids has {rows} rows: give one for each token, {tokens}"
+                )
+            }
+            Kind::KnownToken { row, column, value } => {
+                write!(
+                    out,
+                    "ids[{row}, {column}] is {value}: tokens of distributions must be below 2^24"
+                )
+            }
+            Kind::KnownTwice { row, column, value } => {
+                write!(
+                    out,
+                    "ids[{row}, {column}] is {value}: the row has that token already, give it once"
+                )
+            }
+            Kind::Damaged { path, what } | Kind::File { path, what, .. } => {
+                write!(out, "{path}: {what}")
+            }
         }
     }
 }

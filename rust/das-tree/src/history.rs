@@ -1,24 +1,43 @@
-//! Rollouts of many problems over time: a tree for each problem, a window of visits, a byte budget.
+//! Rollouts of many problems over time: a tree for each problem, a window of visits that weigh less the older they are, a
+//! byte budget. What leaves is dropped in the background, and only at calls that say so: see [`RolloutHistory`].
 
-use std::collections::HashMap;
+mod problem;
+mod rebuild;
+mod script;
+mod snapshot;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    thread::JoinHandle,
+};
 
 use crate::{
     error::{Error, Kind},
     id::SeqId,
+    meter::Ledger,
     sequence::Sequence,
-    sync::{Arc, AtomicUsize, Mutex, Ordering, Weak, lock},
+    sync::{Arc, Mutex, MutexGuard, Weak, lock},
     tree::Tree,
 };
+use problem::{Problem, Standing};
+use rebuild::Rebuild;
+
+/// Largest weight of a rollout.
+pub(crate) const MAX_WEIGHT: f64 = 16.0;
+/// A tree of more bytes than this is dropped in the background.
+const LARGE: usize = 1 << 20;
 
 /// What a history keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HistoryOptions {
-    /// Visits of a problem whose rollouts are kept.
+    /// Visits of a problem whose rollouts are kept, the present one included.
     pub window: usize,
     /// Bytes for all problems together.
     pub max_bytes: usize,
     /// Depth of the trees.
     pub max_depth: usize,
+    /// What an occurrence weighs, compared with one a visit younger: above 0, at most 1.
+    pub decay: f64,
 }
 
 impl Default for HistoryOptions {
@@ -27,6 +46,7 @@ impl Default for HistoryOptions {
             window: 16,
             max_bytes: 4 << 30,
             max_depth: 64,
+            decay: 1.0,
         }
     }
 }
@@ -38,15 +58,17 @@ pub struct HistoryStats {
     pub generation: u64,
     /// Problems present.
     pub problems: usize,
-    /// Rollouts present, and how many of them are running.
+    /// Rollouts present, running ones included.
     pub rollouts: usize,
     /// Rollouts not closed yet.
     pub running: usize,
-    /// Output tokens present.
+    /// Output tokens in the problems' trees.
     pub tokens: usize,
     /// Bytes in use.
     pub bytes: usize,
-    /// Rollouts that left the window, and problems that left for want of space, since the beginning.
+    /// Problems whose tree is being made anew.
+    pub rebuilding: usize,
+    /// Rollouts that left the window, since the beginning.
     pub expired_rollouts: u64,
     /// Problems dropped to stay within the byte budget, since the beginning.
     pub evicted_problems: u64,
@@ -55,9 +77,14 @@ pub struct HistoryStats {
 /// The rollouts of many problems, each problem's in a [`Tree`] of its own.
 ///
 /// The policy version moves with [`Self::advance`]; the first rollout of a problem after that begins a new *visit* of it.
-/// A problem keeps the rollouts of its last `window` visits. When a visit begins and older ones have left the window, the
-/// tree is rebuilt from those that remain, as soon as none of the problem's rollouts is running. When the history exceeds
-/// its bytes, the problems visited least recently leave; one with running rollouts stays.
+/// A problem keeps the rollouts of its last `window` visits, the present one included, and an occurrence a visit older weighs
+/// `decay` times as much. [`Self::advance`] makes room for the next visit: a problem's rollouts that will be outside the window
+/// leave, and a tree of those that stay is made in the background. The next rollout of the problem opens in it, and waits
+/// should it not be finished; rollouts that run meanwhile stay in the tree they are in, undisturbed, and join the others in the
+/// rebuild after their end. So what is drafted depends on the calls alone, not on the time the background work takes.
+///
+/// When the history exceeds its bytes, the problems visited least recently leave, whenever a rollout begins or ends or the
+/// version moves; a problem with running rollouts stays. Room for trees being made is part of the reckoning.
 #[derive(Debug)]
 pub struct RolloutHistory {
     shared: Arc<Shared>,
@@ -66,37 +93,30 @@ pub struct RolloutHistory {
 #[derive(Debug)]
 struct Shared {
     options: HistoryOptions,
-    /// Bytes of all trees.
-    bytes: Arc<AtomicUsize>,
+    ledger: Arc<Ledger>,
     inner: Mutex<Inner>,
+    /// Held while a file is written.
+    saving: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     generation: u64,
-    /// Counts rollouts opened: the order of visits.
+    /// Counts rollouts opened: their serial numbers, and the order of visits.
     clock: u64,
     problems: HashMap<u64, Problem>,
+    /// Problems used since the policy version moved, in order.
+    touched: Vec<u64>,
+    /// Problems whose tree is being made, the bytes reserved for all of these trees and for the largest one.
+    due: BTreeSet<u64>,
+    reserved: usize,
+    largest: usize,
+    /// Bytes of the problems' lists, and of texts kept apart.
+    directory: usize,
+    scripts: usize,
+    workers: Vec<JoinHandle<()>>,
     expired_rollouts: u64,
     evicted_problems: u64,
-}
-
-#[derive(Debug)]
-struct Problem {
-    tree: Arc<Tree>,
-    /// Rollouts in the tree, oldest first.
-    rollouts: Vec<Rollout>,
-    /// Visits so far, and the generation of the last one.
-    visits: u64,
-    generation: u64,
-    running: usize,
-    last_used: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Rollout {
-    id: SeqId,
-    visit: u64,
 }
 
 /// A rollout's way back to the history it belongs to.
@@ -104,19 +124,41 @@ struct Rollout {
 pub(crate) struct Home {
     shared: Weak<Shared>,
     problem: u64,
+    serial: u64,
 }
 
 impl Home {
-    /// Notes that one rollout of the problem has ended.
-    pub(crate) fn rollout_closed(&self) {
+    /// Notes that the rollout has ended, in the tree given, and perhaps its weight.
+    pub(crate) fn rollout_closed(&self, tree: Arc<Tree>, id: SeqId, weight: Option<f64>) {
         let Some(shared) = self.shared.upgrade() else {
             return;
         };
         let mut inner = lock(&shared.inner);
-        if let Some(problem) = inner.problems.get_mut(&self.problem) {
-            problem.running -= 1;
+        inner.close(&shared, self, &tree, id, weight);
+        let mut dropped = shared.evict(&mut inner);
+        dropped.push(tree);
+        inner.work(Vec::new(), dropped);
+    }
+}
+
+/// Checks the weight of a rollout.
+pub(crate) fn check_weight(weight: f64) -> Result<(), Error> {
+    if (0.0..=MAX_WEIGHT).contains(&weight) {
+        Ok(())
+    } else {
+        Err(Kind::Weight(weight).into())
+    }
+}
+
+impl HistoryOptions {
+    fn check(&self) -> Result<(), Error> {
+        if self.window == 0 {
+            return Err(Kind::Window(0).into());
         }
-        shared.evict(&mut inner);
+        if !(self.decay > 0.0 && self.decay <= 1.0) {
+            return Err(Kind::Decay(self.decay).into());
+        }
+        Tree::new(self.max_depth).map(drop)
     }
 }
 
@@ -124,20 +166,21 @@ impl RolloutHistory {
     /// An empty history.
     ///
     /// # Errors
-    /// If `window` is zero or `max_depth` is out of range.
+    /// If `window` is zero, `max_depth` out of range, or `decay` not above 0 and at most 1.
     pub fn new(options: HistoryOptions) -> Result<Self, Error> {
-        if options.window == 0 {
-            return Err(Kind::Window(0).into());
-        }
-        Tree::new(options.max_depth)?;
-        let (bytes, inner) = (Arc::default(), Mutex::new(Inner::default()));
-        Ok(Self {
+        options.check()?;
+        Ok(Self::with(options, Arc::default(), Inner::default()))
+    }
+
+    fn with(options: HistoryOptions, ledger: Arc<Ledger>, inner: Inner) -> Self {
+        Self {
             shared: Arc::new(Shared {
                 options,
-                bytes,
-                inner,
+                ledger,
+                inner: Mutex::new(inner),
+                saving: Mutex::new(()),
             }),
-        })
+        }
     }
 
     /// What the history keeps.
@@ -150,18 +193,53 @@ impl RolloutHistory {
     /// # Errors
     /// If a token is 2^31 or larger, or the problem's tree is full.
     pub fn rollout(&self, problem: u64, context: &[u32]) -> Result<Sequence, Error> {
+        self.rollout_with_weight(problem, context, 1.0)
+    }
+
+    /// Opens a rollout whose occurrences weigh `weight` times as much as others of their visit.
+    ///
+    /// # Errors
+    /// As [`Self::rollout`], and if the weight is not from 0 to 16. With weight 0 it counts next to nothing while it runs, and
+    /// leaves at the first rebuild after its end.
+    pub fn rollout_with_weight(
+        &self,
+        problem: u64,
+        context: &[u32],
+        weight: f64,
+    ) -> Result<Sequence, Error> {
         crate::id::check_tokens(context)?;
-        let mut inner = lock(&self.shared.inner);
-        let sequence = inner.open(&self.shared, problem, context)?;
-        self.shared.evict(&mut inner);
+        check_weight(weight)?;
+        let mut inner = self.shared.settled(problem);
+        let sequence = inner.open(&self.shared, problem, context, weight)?;
+        let dropped = self.shared.evict(&mut inner);
+        inner.work(Vec::new(), dropped);
         Ok(sequence)
     }
 
-    /// Moves to the next policy version and returns its number.
+    /// Moves to the next policy version and returns its number. Waits until the work of the last call is done; what is to be
+    /// done now goes on in the background.
     pub fn advance(&self) -> u64 {
+        self.maintain();
         let mut inner = lock(&self.shared.inner);
         inner.generation += 1;
+        let (rebuilds, mut dropped) = inner.turn(&self.shared);
+        dropped.append(&mut self.shared.evict(&mut inner));
+        inner.work(rebuilds, dropped);
         inner.generation
+    }
+
+    /// Waits until all background work is done: trees are made and put to use, and what has left is freed. There is no need to
+    /// call it; between two policy versions, when there is time, it spares the next rollouts a wait.
+    pub fn maintain(&self) {
+        let workers = std::mem::take(&mut lock(&self.shared.inner).workers);
+        for worker in workers {
+            // A worker that panicked has left its work to whoever needs it.
+            let _ = worker.join();
+        }
+        let due: Vec<u64> = lock(&self.shared.inner).due.iter().copied().collect();
+        for problem in due {
+            drop(self.shared.settled(problem));
+        }
     }
 
     /// The policy version: how often [`Self::advance`] was called.
@@ -174,18 +252,23 @@ impl RolloutHistory {
         lock(&self.shared.inner).problems.contains_key(&problem)
     }
 
-    /// The present tree of a problem.
+    /// The present tree of a problem; waits if it is being made.
     pub fn tree(&self, problem: u64) -> Option<Arc<Tree>> {
-        lock(&self.shared.inner)
+        match &self
+            .shared
+            .settled(problem)
             .problems
-            .get(&problem)
-            .map(|problem| Arc::clone(&problem.tree))
+            .get(&problem)?
+            .standing
+        {
+            Standing::Ready(tree) => Some(Arc::clone(tree)),
+            Standing::Due(_) => None,
+        }
     }
 
-    /// Bytes allocated for all problems.
+    /// Bytes allocated for all problems, trees being made or dropped included.
     pub fn memory_usage(&self) -> usize {
-        let inner = lock(&self.shared.inner);
-        self.shared.bytes.load(Ordering::Relaxed) + inner.overhead() // a statistic
+        self.shared.bytes(&lock(&self.shared.inner))
     }
 
     /// Figures about the history.
@@ -197,8 +280,9 @@ impl RolloutHistory {
             problems: inner.problems.len(),
             rollouts: problems().map(|problem| problem.rollouts.len()).sum(),
             running: problems().map(|problem| problem.running).sum(),
-            tokens: problems().map(|problem| problem.tree.len()).sum(),
-            bytes: self.shared.bytes.load(Ordering::Relaxed) + inner.overhead(), // a statistic
+            tokens: problems().map(Problem::tokens).sum(),
+            bytes: self.shared.bytes(&inner),
+            rebuilding: inner.due.len(),
             expired_rollouts: inner.expired_rollouts,
             evicted_problems: inner.evicted_problems,
         }
@@ -206,97 +290,202 @@ impl RolloutHistory {
 }
 
 impl Shared {
-    /// Drops the least recently used problems until the rest fits.
-    fn evict(&self, inner: &mut Inner) {
-        while self.bytes.load(Ordering::Relaxed) > self.options.max_bytes {
+    /// The inside, with the problem's tree at hand.
+    fn settled(&self, key: u64) -> MutexGuard<'_, Inner> {
+        loop {
+            let mut inner = lock(&self.inner);
+            match inner.problems.get(&key).map(|problem| &problem.standing) {
+                Some(Standing::Due(rebuild)) => {
+                    let rebuild = Arc::clone(rebuild);
+                    if let Some(tree) = rebuild.finished() {
+                        inner.settle(key, &rebuild, Arc::clone(tree));
+                        return inner;
+                    }
+                    drop(inner);
+                    rebuild.finish();
+                }
+                _ => return inner,
+            }
+        }
+    }
+
+    /// Takes out the least recently used problems until the rest fits; returns their trees.
+    fn evict(&self, inner: &mut Inner) -> Vec<Arc<Tree>> {
+        let mut dropped = Vec::new();
+        while self.charged(inner) > self.options.max_bytes {
             let idle = inner
                 .problems
                 .iter()
                 .filter(|(_, problem)| problem.running == 0);
             let Some((&oldest, _)) = idle.min_by_key(|(_, problem)| problem.last_used) else {
-                return;
+                break;
             };
-            inner.problems.remove(&oldest);
+            dropped.extend(inner.remove(oldest));
             inner.evicted_problems += 1;
         }
+        dropped
     }
 
-    fn new_tree(&self) -> Arc<Tree> {
-        Tree::with_meter(self.options.max_depth, Some(Arc::clone(&self.bytes)))
-            .expect("the depth was checked")
+    /// Bytes held against the budget. What background work is doing at the moment has no part in it: all of what is being
+    /// made is charged beforehand, and the largest tree of it twice, since it is there together with its predecessor.
+    fn charged(&self, inner: &Inner) -> usize {
+        self.ledger.live() + inner.reserved + inner.largest + inner.overhead()
+    }
+
+    fn bytes(&self, inner: &Inner) -> usize {
+        self.ledger.live() + self.ledger.aside() + inner.overhead()
     }
 }
 
 impl Inner {
-    fn open(&mut self, shared: &Arc<Shared>, key: u64, context: &[u32]) -> Result<Sequence, Error> {
-        let generation = self.generation;
+    fn open(
+        &mut self,
+        shared: &Arc<Shared>,
+        key: u64,
+        context: &[u32],
+        weight: f64,
+    ) -> Result<Sequence, Error> {
+        let (options, generation) = (&shared.options, self.generation);
         self.clock += 1;
-        let problem = self.problems.entry(key).or_insert_with(|| Problem {
-            tree: shared.new_tree(),
-            rollouts: Vec::new(),
-            visits: 0,
-            generation,
-            running: 0,
-            last_used: 0,
-        });
-        problem.last_used = self.clock;
-        if problem.visits == 0 || problem.generation != generation {
-            problem.visits += 1;
-            problem.generation = generation;
-        }
-        self.expired_rollouts += problem.expire(shared) as u64;
-        let mut sequence = problem.tree.sequence(context)?;
+        let serial = self.clock;
+        let new = || Problem::new(options.max_depth, generation, &shared.ledger);
+        let problem = self.problems.entry(key).or_insert_with(new);
+        let Standing::Ready(tree) = &problem.standing else {
+            unreachable!("the caller has settled the problem");
+        };
+        let tree = Arc::clone(tree);
+        let directory = problem.directory();
+        problem.last_used = serial;
+        problem.visit(generation, options.decay, &tree);
+        let increment = problem.increment(options.decay, weight);
+        let mut sequence = Sequence::open(&tree, context, increment)?;
         sequence.set_home(Home {
             shared: Arc::downgrade(shared),
             problem: key,
+            serial,
         });
-        problem.rollouts.push(Rollout {
-            id: sequence.id(),
-            visit: problem.visits,
-        });
-        problem.running += 1;
+        problem.opened(
+            serial,
+            sequence.id().expect("it has just been opened"),
+            weight,
+        );
+        self.directory = self.directory - directory + problem.directory();
+        self.touch(key);
         Ok(sequence)
     }
 
-    /// Bytes of the directory itself.
-    fn overhead(&self) -> usize {
-        let rollouts: usize = self
-            .problems
-            .values()
-            .map(|problem| problem.rollouts.capacity())
-            .sum();
-        self.problems.capacity() * size_of::<(u64, Problem)>() + rollouts * size_of::<Rollout>()
+    fn close(&mut self, shared: &Shared, home: &Home, tree: &Tree, id: SeqId, weight: Option<f64>) {
+        let Some(problem) = self.problems.get_mut(&home.problem) else {
+            return;
+        };
+        let (script, expired) =
+            problem.closed(home.serial, weight, shared.options.window, (tree, id));
+        self.scripts += script;
+        self.expired_rollouts += u64::from(expired);
+        self.touch(home.problem);
     }
-}
 
-impl Problem {
-    /// Rebuilds the tree without the visits that have left the window; returns how many rollouts went.
-    fn expire(&mut self, shared: &Shared) -> usize {
-        let inside = |rollout: &Rollout| rollout.visit + shared.options.window as u64 > self.visits;
-        let expired = self
-            .rollouts
-            .iter()
-            .filter(|rollout| !inside(rollout))
-            .count();
-        if expired == 0 || self.running > 0 {
-            return 0;
+    /// Notes that a problem is to be looked at when the policy version moves.
+    fn touch(&mut self, key: u64) {
+        if let Some(problem) = self.problems.get_mut(&key)
+            && !std::mem::replace(&mut problem.touched, true)
+        {
+            self.touched.push(key);
         }
-        let tree = shared.new_tree();
-        let mut rollouts = Vec::with_capacity(self.rollouts.len() - expired);
-        for rollout in self.rollouts.iter().filter(|rollout| inside(rollout)) {
-            let id = tree
-                .open_record()
-                .expect("the new tree holds less than the old one");
-            tree.append_record(id, &self.tree.tokens_of(rollout.id))
-                .expect("as above");
-            tree.close_record(id);
-            rollouts.push(Rollout {
-                id,
-                visit: rollout.visit,
-            });
+    }
+
+    /// Prepares all problems used since the last time for their next visit. Returns the trees to make and those replaced.
+    fn turn(&mut self, shared: &Shared) -> (Vec<Weak<Rebuild>>, Vec<Arc<Tree>>) {
+        let (mut rebuilds, mut dropped) = (Vec::new(), Vec::new());
+        for key in std::mem::take(&mut self.touched) {
+            let Some(problem) = self.problems.get_mut(&key) else {
+                continue;
+            };
+            problem.touched = false;
+            let directory = problem.directory();
+            let turn = problem.turn(&shared.options, &shared.ledger);
+            self.directory = self.directory - directory + problem.directory();
+            if problem.rollouts.is_empty() {
+                dropped.extend(self.remove(key));
+            } else if let (Some(_), Standing::Due(rebuild)) = (&turn, &problem.standing) {
+                rebuilds.push(Arc::downgrade(rebuild));
+                let reserved = rebuild.reserved;
+                self.make_due(key, reserved);
+            }
+            if let Some(turn) = turn {
+                self.scripts -= turn.scripts;
+                self.expired_rollouts += turn.expired as u64;
+                dropped.push(turn.old);
+            }
         }
-        self.tree = tree;
-        self.rollouts = rollouts;
-        expired
+        (rebuilds, dropped)
+    }
+
+    /// Puts a tree that has been made to use.
+    fn settle(&mut self, key: u64, rebuild: &Arc<Rebuild>, tree: Arc<Tree>) {
+        if let Some(problem) = self.problems.get_mut(&key) {
+            tree.meter.set_aside(false);
+            problem.standing = Standing::Ready(tree);
+            self.not_due(key, rebuild.reserved);
+        }
+    }
+
+    fn make_due(&mut self, key: u64, reserved: usize) {
+        self.due.insert(key);
+        self.reserved += reserved;
+        self.largest = self.largest.max(reserved);
+    }
+
+    fn not_due(&mut self, key: u64, reserved: usize) {
+        self.due.remove(&key);
+        self.reserved -= reserved;
+        if self.due.is_empty() {
+            self.largest = 0;
+        }
+    }
+
+    /// Takes a problem out; returns its tree if it has one.
+    fn remove(&mut self, key: u64) -> Option<Arc<Tree>> {
+        let problem = self.problems.remove(&key)?;
+        self.directory -= problem.directory();
+        self.scripts -= problem.scripts();
+        match problem.standing {
+            Standing::Ready(tree) => {
+                tree.meter.set_aside(true);
+                Some(tree)
+            }
+            Standing::Due(rebuild) => {
+                self.not_due(key, rebuild.reserved);
+                None
+            }
+        }
+    }
+
+    /// Makes and drops trees, in the background if there is much to do.
+    fn work(&mut self, rebuilds: Vec<Weak<Rebuild>>, dropped: Vec<Arc<Tree>>) {
+        let is_large =
+            |tree: &Arc<Tree>| Arc::strong_count(tree) == 1 && tree.memory_usage() > LARGE;
+        if rebuilds.is_empty() && !dropped.iter().any(is_large) {
+            return;
+        }
+        let work = move || {
+            drop(dropped);
+            for rebuild in rebuilds.iter().filter_map(Weak::upgrade) {
+                rebuild.finish();
+            }
+        };
+        self.workers.retain(|worker| !worker.is_finished());
+        // Without a thread, trees are made when they are needed.
+        let builder = std::thread::Builder::new().name("das-history".into());
+        self.workers.extend(builder.spawn(work).ok());
+    }
+
+    /// Bytes beside the trees.
+    fn overhead(&self) -> usize {
+        let entry = size_of::<(u64, Problem)>() + 1;
+        self.problems.capacity() * entry
+            + 8 * self.touched.capacity()
+            + self.directory
+            + self.scripts
     }
 }

@@ -23,6 +23,8 @@ struct Cursor {
     /// Its offset in the sequence, and its position in the text.
     offset: u32,
     position: Pos,
+    /// What an occurrence in the sequence counts.
+    weight: u64,
 }
 
 /// Handing over work. `queue` is a stack of sequences with published tokens to index; `work` counts submissions not yet
@@ -101,6 +103,7 @@ impl Tree {
         } = record.active();
         let mut point = Point { node, along };
         let mut chunk = record.index_chunk.load(Ordering::Relaxed); // only whoever indexes uses it
+        let weight = record.weight();
         while indexed < len {
             if indexed % CHUNK == 0 {
                 chunk = if indexed == 0 {
@@ -109,15 +112,13 @@ impl Tree {
                     self.text.next_chunk(chunk)
                 };
             }
-            let position = chunk * CHUNK + indexed % CHUNK;
-            point = self.index_token(
-                Cursor {
-                    sequence: id,
-                    offset: indexed,
-                    position,
-                },
-                point,
-            );
+            let cursor = Cursor {
+                sequence: id,
+                offset: indexed,
+                position: chunk * CHUNK + indexed % CHUNK,
+                weight,
+            };
+            point = self.index_token(cursor, point);
             indexed += 1;
             record.set_active(Active {
                 indexed,
@@ -147,16 +148,8 @@ impl Tree {
                     break;
                 }
                 let start = self.text.back(cursor.position, above);
-                self.nodes.insert(
-                    at.node,
-                    Edge {
-                        token,
-                        child: Child::Leaf(start),
-                    },
-                    1,
-                    &self.meter,
-                );
-                self.count_up(at.node, start);
+                self.add_leaf(at.node, token, start, cursor.weight);
+                self.count_up(at.node, start, cursor.weight);
                 if at.node == ROOT {
                     break;
                 }
@@ -184,6 +177,7 @@ impl Tree {
                                 child: Child::Leaf(taken),
                             },
                         );
+                        self.reweigh(at, first, owner, taken, cursor.weight);
                         self.reopen(owner, at, depth);
                         at = self.shorten(at);
                         continue;
@@ -207,16 +201,8 @@ impl Tree {
                 break;
             }
             let start = self.text.back(cursor.position, depth);
-            let fresh = self.split(at, first, next, child, start);
-            self.nodes.insert(
-                fresh,
-                Edge {
-                    token,
-                    child: Child::Leaf(start),
-                },
-                1,
-                &self.meter,
-            );
+            let fresh = self.split(at, next, child, start);
+            self.add_leaf(fresh, token, start, cursor.weight);
             publish(
                 slot,
                 Edge {
@@ -224,7 +210,7 @@ impl Tree {
                     child: Child::Node(fresh),
                 },
             );
-            self.count_up(fresh, start);
+            self.count_up(fresh, start, cursor.weight);
             if unlinked != NONE {
                 self.nodes.get(unlinked).set_link(fresh);
             }
@@ -236,6 +222,13 @@ impl Tree {
             at = self.shorten(at);
         }
         at
+    }
+
+    fn add_leaf(&self, node: NodeId, token: Token, start: Pos, weight: u64) {
+        let child = Child::Leaf(start);
+        let edge = Edge { token, child };
+        self.nodes
+            .insert(node, edge, weight, &self.text, &self.meter);
     }
 
     /// Where the text of a leaf ends for the indexer: before what its owner has not indexed yet.
@@ -260,9 +253,33 @@ impl Tree {
         }
     }
 
+    /// After the leaf of `owner` below `at` was taken over by the suffix that starts at `taken`: that one is counted instead.
+    fn reweigh(&self, at: Point, first: Token, owner: SeqId, taken: Pos, weight: u64) {
+        let before = self.text.record(owner).weight();
+        if weight == before {
+            return;
+        }
+        if weight > before {
+            self.nodes.raise(at.node, || first, weight);
+            self.count_up(at.node, taken, weight - before);
+            return;
+        }
+        // Counts fall: rare enough to make the lists on the way anew.
+        let mut id = at.node;
+        loop {
+            let node = self.nodes.get(id);
+            node.add_occurrence(taken, weight.wrapping_sub(before));
+            self.nodes.relist(id, &self.text);
+            if id == ROOT {
+                return;
+            }
+            id = node.parent();
+        }
+    }
+
     /// A node on the edge from `at.node` to `child`, complete but for its second edge and not yet reachable.
-    fn split(&self, at: Point, first: Token, next: Token, child: Child, start: Pos) -> NodeId {
-        let count = self.nodes.child_count(child);
+    fn split(&self, at: Point, next: Token, child: Child, start: Pos) -> NodeId {
+        let count = self.nodes.child_count(child, &self.text);
         let position = match child {
             Child::Leaf(start) => start,
             Child::Node(node) => self.nodes.get(node).position(),
@@ -272,15 +289,15 @@ impl Tree {
             position,
             depth,
             parent: at.node,
-            first,
             count,
             recent: start,
         };
         let fresh = self.nodes.add(&new, &self.meter);
+        let edge = Edge { token: next, child };
         self.nodes
-            .insert(fresh, Edge { token: next, child }, count, &self.meter);
+            .insert(fresh, edge, count, &self.text, &self.meter);
         if let Child::Node(node) = child {
-            self.nodes.get(node).move_below(fresh, next);
+            self.nodes.get(node).move_below(fresh);
         }
         fresh
     }
@@ -303,8 +320,7 @@ impl Tree {
                         position,
                         depth,
                         parent,
-                        first,
-                        count: 1,
+                        count: self.text.weight(position),
                         recent: position,
                     };
                     let fresh = self.nodes.add(&new, &self.meter);
@@ -329,19 +345,21 @@ impl Tree {
                 }
             }
         };
-        self.count_up(node, start);
+        self.count_up(node, start, cursor.weight);
     }
 
-    /// Counts one more occurrence, starting at `start`, of a node's string and of all its prefixes.
-    fn count_up(&self, mut id: NodeId, start: Pos) {
+    /// Counts an occurrence, starting at `start`, of a node's string and of all its prefixes.
+    fn count_up(&self, mut id: NodeId, start: Pos, gain: u64) {
         loop {
             let node = self.nodes.get(id);
-            node.add_occurrence(start);
+            node.add_occurrence(start, gain);
             if id == ROOT {
                 return;
             }
             id = node.parent();
-            self.nodes.raise(id, node.first(), node.count());
+            // The occurrence goes by the same edges, so its own text, which is in cache, has their first tokens.
+            let first = || self.text.token(start, self.nodes.get(id).depth());
+            self.nodes.raise(id, first, node.count());
         }
     }
 

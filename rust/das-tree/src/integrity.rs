@@ -33,16 +33,19 @@ impl Tree {
                 self.nodes.len()
             ));
         }
-        let mut counted = 0;
+        let mut counted = 0u64;
         for id in 0..self.text.sequences() {
-            counted += self.check_sequence(id, &mut leaves)?;
+            let suffixes = self.check_sequence(id, &mut leaves)?;
+            counted += u64::from(suffixes) * self.text.record(id).weight();
         }
         if let Some(start) = leaves.iter().next() {
             return Err(format!("the leaf at {start} is no counted suffix"));
         }
         let total = self.nodes.get(ROOT).count();
         if total != counted {
-            return Err(format!("the root counts {total} of {counted} suffixes"));
+            return Err(format!(
+                "the root counts {total} where its suffixes weigh {counted}"
+            ));
         }
         Ok(())
     }
@@ -76,7 +79,7 @@ impl Tree {
         let mut sum = 0;
         let mut followers = Vec::new();
         for edge in &edges {
-            let count = self.nodes.child_count(edge.child);
+            let count = self.nodes.child_count(edge.child, &self.text);
             sum += count;
             followers.push((std::cmp::Reverse(count), edge.token));
             let start = match edge.child {
@@ -88,8 +91,7 @@ impl Tree {
                 }
                 Child::Node(child) => {
                     let below = self.nodes.get(child);
-                    if below.parent() != id || below.first() != edge.token || below.depth() <= depth
-                    {
+                    if below.parent() != id || below.depth() <= depth {
                         return fail("a child does not agree to be one");
                     }
                     self.check_node(child, reached, leaves)?;
@@ -109,7 +111,7 @@ impl Tree {
         followers.sort_unstable();
         followers.truncate(TOP.max(4));
         let mut listed = Vec::new();
-        self.nodes.followers(id, &mut listed);
+        self.nodes.followers(id, &self.text, &mut listed);
         let mut listed: Vec<_> = listed
             .into_iter()
             .map(|(token, count)| (std::cmp::Reverse(count), token))

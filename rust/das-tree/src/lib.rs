@@ -50,19 +50,26 @@ mod history;
 mod id;
 mod index;
 mod integrity;
+mod known;
+mod latest;
 mod locus;
+mod meter;
 mod node;
 mod own;
+mod pool;
 mod sequence;
+mod spread;
 mod sync;
 mod tally;
 mod text;
 mod tree;
 
-pub use batch::{StepDrafts, StepRequest, step};
+pub use batch::{StepDrafts, StepRequest, step, step_into};
 pub use draft::{Draft, DraftOptions, Shape};
 pub use error::Error;
 pub use history::{HistoryOptions, HistoryStats, RolloutHistory};
+pub use known::{Distribution, KNOWN_TOKEN_LIMIT, KnownRows, MAX_ENTRIES};
+pub use latest::{Latest, Observation};
 pub use sequence::Sequence;
 pub use tree::Tree;
 

@@ -26,8 +26,8 @@ struct Way {
     start: Pos,
     /// The depth at which the label ends: at the node below, or where a leaf's text ends for now.
     end: u32,
-    /// Counted occurrences.
-    count: u32,
+    /// Weight of the counted occurrences.
+    count: u64,
 }
 
 impl Locus {
@@ -41,8 +41,8 @@ impl Locus {
 /// What has followed a string.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Evidence {
-    /// Occurrences that have a follower, and how many followers differ.
-    pub(crate) total: u32,
+    /// Weight of the occurrences that have a follower, and how many followers differ.
+    pub(crate) total: u64,
     pub(crate) distinct: u32,
 }
 
@@ -53,8 +53,13 @@ impl Tree {
         tokens.iter().try_fold(Locus::ROOT, step)
     }
 
-    /// Counted occurrences of the string, with or without a follower.
-    pub(crate) fn occurrences(&self, at: &Locus) -> u32 {
+    /// The node at the place or, on an edge, what it leads to.
+    pub(crate) fn below(&self, at: &Locus) -> Child {
+        at.edge.map_or(Child::Node(at.node), |way| way.below)
+    }
+
+    /// Weight of the counted occurrences of the string, with or without a follower.
+    pub(crate) fn occurrences(&self, at: &Locus) -> u64 {
         at.edge
             .map_or_else(|| self.nodes.get(at.node).count(), |way| way.count)
     }
@@ -102,13 +107,14 @@ impl Tree {
             }
             Child::Leaf(start) => {
                 let (owner, offset) = self.text.owner(start);
-                let length = self.text.record(owner).active().indexed - offset;
-                let end = length.min(self.max_depth);
+                let owner = self.text.record(owner);
+                let end = (owner.active().indexed - offset).min(self.max_depth);
+                let count = owner.weight();
                 Way {
                     below,
                     start,
                     end,
-                    count: 1,
+                    count,
                 }
             }
         };
@@ -121,8 +127,8 @@ impl Tree {
         (depth < way.end).then(|| self.text.token(way.start, depth))
     }
 
-    /// How many occurrences of the string have a follower.
-    pub(crate) fn total(&self, at: &Locus) -> u32 {
+    /// Weight of the occurrences of the string that have a follower.
+    pub(crate) fn total(&self, at: &Locus) -> u64 {
         match at.edge {
             Some(way) if at.depth < way.end => way.count,
             // At the depth cap a node has occurrences but no followers.
@@ -133,10 +139,10 @@ impl Tree {
 
     /// Followers of the string with their counts, into `out` (at a node with more than eight, the eight most frequent),
     /// and their totals.
-    pub(crate) fn followers(&self, at: &Locus, out: &mut Vec<(Token, u32)>) -> Evidence {
+    pub(crate) fn followers(&self, at: &Locus, out: &mut Vec<(Token, u64)>) -> Evidence {
         out.clear();
         let Some(way) = at.edge else {
-            self.nodes.followers(at.node, out);
+            self.nodes.followers(at.node, &self.text, out);
             let listed = out.iter().map(|&(_, count)| count).sum();
             // While another thread counts, the parts may be ahead of the whole.
             let total = self.total(at).max(listed);
@@ -153,8 +159,8 @@ impl Tree {
         }
     }
 
-    /// How often `token` has followed the string.
-    pub(crate) fn follower_count(&self, at: &Locus, token: Token) -> u32 {
+    /// Weight of the occurrences that `token` has followed.
+    pub(crate) fn follower_count(&self, at: &Locus, token: Token) -> u64 {
         self.step(at, token)
             .map_or(0, |next| self.occurrences(&next))
     }

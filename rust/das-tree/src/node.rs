@@ -5,9 +5,11 @@
 //! label begins with the same text.
 
 use crate::{
-    arena::{Arena, Meter},
+    arena::Arena,
     id::{Child, Edge, NONE, NodeId, Pos, SUB_BLOCK, Token},
+    meter::Meter,
     sync::{AtomicU32, AtomicU64, Ordering},
+    text::Text,
 };
 
 /// Edges kept in the node itself. On recorded rollouts eleven nodes in twelve have no more.
@@ -20,18 +22,16 @@ pub(crate) const TOP: usize = 8;
 #[repr(align(64))]
 pub(crate) struct Node {
     edges: [AtomicU64; INLINE],
+    /// Weight of the counted occurrences: of the leaves below, or at the depth cap of every occurrence.
+    count: AtomicU64,
     /// The node of this string without its first token; `NONE` until known. The root has none.
     link: AtomicU32,
-    /// Counted occurrences: leaves below, or at the depth cap every occurrence.
-    count: AtomicU32,
     /// Start of the first occurrence.
     position: AtomicU32,
     /// Start of the most recently counted occurrence.
     recent: AtomicU32,
     /// The node above. Used only by whoever indexes.
     parent: AtomicU32,
-    /// First token of the edge from there. Used only by whoever indexes.
-    first: AtomicU32,
     /// The [`Wide`] of a node with more than four edges, else `NONE`.
     wide: AtomicU32,
     /// Length of the string, in the low 8 bits (set once); number of edges, in the others.
@@ -40,17 +40,18 @@ pub(crate) struct Node {
 
 /// What a node with more than four edges has besides: the first block of the trie of the others, and its top followers.
 #[derive(Debug, Default)]
-#[repr(align(64))]
+#[repr(align(32))]
 pub(crate) struct Wide {
     block: Block,
-    /// `(count, !token)` in falling order: by count, then smaller token first. Zero if unused.
-    top: [AtomicU64; TOP],
+    /// The counts of the top followers in falling order, zero if unused, and their tokens, the smaller first of equals.
+    counts: [AtomicU64; TOP],
+    tokens: [AtomicU32; TOP],
 }
 
 /// Eight slots of the edge trie, chosen by three bits of the token's hash. A slot holds an edge, or (under the token
 /// [`SUB_BLOCK`]) the block in which the edges that share it go on. Nothing is ever removed or rehashed.
 #[derive(Debug, Default)]
-#[repr(align(64))]
+#[repr(align(32))]
 pub(crate) struct Block([AtomicU64; 8]);
 
 /// The slot at a level of the trie. The multiplication is a bijection, so two tokens part by level 10 at the latest.
@@ -63,8 +64,7 @@ pub(crate) struct NewNode {
     pub(crate) position: Pos,
     pub(crate) depth: u32,
     pub(crate) parent: NodeId,
-    pub(crate) first: Token,
-    pub(crate) count: u32,
+    pub(crate) count: u64,
     pub(crate) recent: Pos,
 }
 
@@ -81,7 +81,7 @@ impl Node {
         self.position.load(Ordering::Relaxed) // set before the node was published
     }
 
-    pub(crate) fn count(&self) -> u32 {
+    pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed) // to a reader a statistic
     }
 
@@ -94,10 +94,6 @@ impl Node {
         self.parent.load(Ordering::Relaxed) // read by whoever indexes, or when nobody does
     }
 
-    pub(crate) fn first(&self) -> Token {
-        self.first.load(Ordering::Relaxed) // read by whoever indexes, or when nobody does
-    }
-
     pub(crate) fn link(&self) -> NodeId {
         self.link.load(Ordering::Acquire) // pairs with `set_link`: the target's fields are visible
     }
@@ -106,15 +102,17 @@ impl Node {
         self.link.store(target, Ordering::Release); // pairs with `link`
     }
 
-    /// Notes that the node now hangs below `parent`, by an edge that begins with `first`.
-    pub(crate) fn move_below(&self, parent: NodeId, first: Token) {
+    /// Notes that the node now hangs below `parent`.
+    pub(crate) fn move_below(&self, parent: NodeId) {
         self.parent.store(parent, Ordering::Relaxed); // only whoever indexes reads it
-        self.first.store(first, Ordering::Relaxed); // as above
     }
 
-    /// Counts one more occurrence, that starts at `start`.
-    pub(crate) fn add_occurrence(&self, start: Pos) {
-        self.count.store(self.count() + 1, Ordering::Relaxed); // one writer, so no read-modify-write; a statistic
+    /// Counts an occurrence that starts at `start`. The gain may be negative, in two's complement: the occurrence takes the
+    /// place of one that weighs more.
+    pub(crate) fn add_occurrence(&self, start: Pos, gain: u64) {
+        // One writer, so no read-modify-write; to a reader a statistic.
+        self.count
+            .store(self.count().wrapping_add(gain), Ordering::Relaxed);
         self.recent.store(start, Ordering::Release); // pairs with `recent`
     }
 }
@@ -161,11 +159,10 @@ impl Nodes {
     pub(crate) fn add(&self, new: &NewNode, meter: &Meter) -> NodeId {
         let id = self.nodes.push(meter);
         let node = self.nodes.get(id);
-        node.position.store(new.position, Ordering::Relaxed); // this and the next five: published by the edge to the node
+        node.position.store(new.position, Ordering::Relaxed); // this and the next four: published by the edge to the node
         node.recent.store(new.recent, Ordering::Relaxed);
         node.shape.store(new.depth, Ordering::Relaxed);
         node.parent.store(new.parent, Ordering::Relaxed);
-        node.first.store(new.first, Ordering::Relaxed);
         node.count.store(new.count, Ordering::Relaxed);
         id
     }
@@ -211,13 +208,13 @@ impl Nodes {
     }
 
     /// Adds an edge whose token the node does not have yet. `counted` is its target's count. Indexer only.
-    pub(crate) fn insert(&self, id: NodeId, edge: Edge, counted: u32, meter: &Meter) {
+    pub(crate) fn insert(&self, id: NodeId, edge: Edge, counted: u64, text: &Text, meter: &Meter) {
         let node = self.nodes.get(id);
         let degree = node.degree() as usize;
         if degree < INLINE {
             publish(&node.edges[degree], edge);
         } else {
-            let wide = self.wides.get(self.widen(node, meter));
+            let wide = self.wides.get(self.widen(node, text, meter));
             self.insert_in_trie(&wide.block, edge, meter);
             wide.raise(edge.token, counted);
         }
@@ -228,7 +225,7 @@ impl Nodes {
     }
 
     /// The node's [`Wide`], made now if it has none.
-    fn widen(&self, node: &Node, meter: &Meter) -> u32 {
+    fn widen(&self, node: &Node, text: &Text, meter: &Meter) -> u32 {
         let known = node.wide.load(Ordering::Relaxed); // only whoever indexes writes it
         if known != NONE {
             return known;
@@ -237,7 +234,7 @@ impl Nodes {
         let wide = self.wides.get(fresh);
         for slot in &node.edges {
             let edge = Edge::from_bits(load(slot));
-            wide.raise(edge.token, self.child_count(edge.child));
+            wide.raise(edge.token, self.child_count(edge.child, text));
         }
         node.wide.store(fresh, Ordering::Release); // pairs with `find` and `top`
         fresh
@@ -271,30 +268,44 @@ impl Nodes {
         }
     }
 
-    pub(crate) fn child_count(&self, child: Child) -> u32 {
+    pub(crate) fn child_count(&self, child: Child, text: &Text) -> u64 {
         match child {
-            Child::Leaf(_) => 1,
+            Child::Leaf(start) => text.weight(start),
             Child::Node(id) => self.nodes.get(id).count(),
         }
     }
 
-    /// Keeps the top list of a node in step: its follower `token` is now counted `count` times. Indexer only.
-    pub(crate) fn raise(&self, id: NodeId, token: Token, count: u32) {
+    /// Keeps the top list of a node, if it has one, in step: the count of its follower `token` has risen to `count`.
+    /// Indexer only.
+    pub(crate) fn raise(&self, id: NodeId, token: impl FnOnce() -> Token, count: u64) {
         let wide = self.nodes.get(id).wide.load(Ordering::Relaxed); // only whoever indexes writes it
         if wide != NONE {
-            self.wides.get(wide).raise(token, count);
+            self.wides.get(wide).raise(token(), count);
+        }
+    }
+
+    /// Makes the top list of a node, if it has one, anew, since a follower's count has fallen. Indexer only.
+    pub(crate) fn relist(&self, id: NodeId, text: &Text) {
+        let wide = self.nodes.get(id).wide.load(Ordering::Relaxed); // only whoever indexes writes it
+        if wide != NONE {
+            let wide = self.wides.get(wide);
+            wide.counts
+                .iter()
+                .for_each(|count| count.store(0, Ordering::Relaxed)); // a hint to readers
+            for edge in self.edges(id) {
+                wide.raise(edge.token, self.child_count(edge.child, text));
+            }
         }
     }
 
     /// Followers of a node with their counts, into `out`: all of them if there are at most eight, else the eight most
     /// frequent, ties to the smaller token. Exact while nobody indexes.
-    pub(crate) fn followers(&self, id: NodeId, out: &mut Vec<(Token, u32)>) {
+    pub(crate) fn followers(&self, id: NodeId, text: &Text, out: &mut Vec<(Token, u64)>) {
         out.clear();
         let node = self.nodes.get(id);
         let wide = node.wide.load(Ordering::Acquire); // pairs with `widen`: the list is visible
         if wide != NONE {
-            for slot in &self.wides.get(wide).top {
-                let (token, count) = unpack(slot.load(Ordering::Relaxed)); // a hint while somebody indexes
+            for (count, token) in self.wides.get(wide).top() {
                 // While an entry moves up it is there twice.
                 if count > 0 && out.iter().all(|&(seen, _)| seen != token) {
                     out.push((token, count));
@@ -308,20 +319,22 @@ impl Nodes {
                 break;
             }
             let edge = Edge::from_bits(bits);
-            out.push((edge.token, self.child_count(edge.child)));
+            out.push((edge.token, self.child_count(edge.child, text)));
         }
+    }
+
+    /// The first few edges of a node.
+    pub(crate) fn inline_edges(&self, id: NodeId) -> impl Iterator<Item = Edge> {
+        let slots = self.nodes.get(id).edges.iter().map(load);
+        slots
+            .take_while(|&bits| bits != Edge::EMPTY)
+            .map(Edge::from_bits)
     }
 
     /// All edges of a node, in no particular order.
     pub(crate) fn edges(&self, id: NodeId) -> Vec<Edge> {
         let node = self.nodes.get(id);
-        let mut edges: Vec<Edge> = node
-            .edges
-            .iter()
-            .map(load)
-            .take_while(|&bits| bits != Edge::EMPTY)
-            .map(Edge::from_bits)
-            .collect();
+        let mut edges: Vec<Edge> = self.inline_edges(id).collect();
         let wide = node.wide.load(Ordering::Acquire); // pairs with `widen`
         if wide != NONE {
             self.collect_trie(&self.wides.get(wide).block, &mut edges);
@@ -341,31 +354,36 @@ impl Nodes {
     }
 }
 
-fn pack(token: Token, count: u32) -> u64 {
-    u64::from(count) << 32 | u64::from(!token)
-}
-
-fn unpack(bits: u64) -> (Token, u32) {
-    (!(bits as u32), (bits >> 32) as u32)
-}
-
 impl Wide {
-    /// Puts `token` with its new, larger count in its place. Counts only grow, and a token outside the list can only enter
-    /// it when its own count grows, so the list stays exact.
-    fn raise(&self, token: Token, count: u32) {
-        let fresh = pack(token, count);
-        let get = |i: usize| self.top[i].load(Ordering::Relaxed); // one writer
-        let set = |i: usize, bits: u64| self.top[i].store(bits, Ordering::Relaxed); // a hint to readers
-        if fresh < get(TOP - 1) {
+    /// The top list as it is now; a hint while somebody indexes.
+    fn top(&self) -> impl Iterator<Item = (u64, Token)> {
+        (0..TOP).map(|i| self.entry(i))
+    }
+
+    fn entry(&self, i: usize) -> (u64, Token) {
+        let count = self.counts[i].load(Ordering::Relaxed); // one writer; a hint to readers
+        (count, self.tokens[i].load(Ordering::Relaxed)) // as above
+    }
+
+    fn set(&self, i: usize, (count, token): (u64, Token)) {
+        self.counts[i].store(count, Ordering::Relaxed); // a hint to readers
+        self.tokens[i].store(token, Ordering::Relaxed); // as above
+    }
+
+    /// Puts `token` with its new, larger count in its place. A token outside the list can only enter it when its own count
+    /// grows, so the list stays exact as long as counts only grow.
+    fn raise(&self, token: Token, count: u64) {
+        let goes_before =
+            |(other_count, other): (u64, Token)| (count, !token) > (other_count, !other);
+        if !goes_before(self.entry(TOP - 1)) && self.entry(TOP - 1).1 != token {
             return;
         }
-        let mut i = (0..TOP)
-            .find(|&i| get(i) == 0 || unpack(get(i)).0 == token)
-            .unwrap_or(TOP - 1);
-        while i > 0 && get(i - 1) < fresh {
-            set(i, get(i - 1));
+        let is_its = |&i: &usize| self.entry(i).0 == 0 || self.entry(i).1 == token;
+        let mut i = (0..TOP).find(is_its).unwrap_or(TOP - 1);
+        while i > 0 && goes_before(self.entry(i - 1)) {
+            self.set(i, self.entry(i - 1));
             i -= 1;
         }
-        set(i, fresh);
+        self.set(i, (count, token));
     }
 }

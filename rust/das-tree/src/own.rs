@@ -16,29 +16,53 @@ pub(crate) const OCCURRENCES: usize = 64;
 #[derive(Debug, Default)]
 pub(crate) struct OwnText {
     tokens: Vec<Token>,
-    /// For each position the one before it with the same token.
+    /// For each position the one before it with the same token. Shorter than `tokens` while a long prompt is taken in.
     previous: Vec<u32>,
     latest: TokenMap,
 }
 
 impl OwnText {
-    pub(crate) fn extend(&mut self, tokens: &[Token]) {
-        self.tokens.reserve(tokens.len());
-        self.previous.reserve(tokens.len());
-        for &token in tokens {
-            self.previous
-                .push(self.latest.replace(token, self.tokens.len() as u32));
-            self.tokens.push(token);
+    /// A text that begins with a prompt, of which nothing is in the chains yet.
+    pub(crate) fn new(prompt: &[Token]) -> Self {
+        Self {
+            tokens: prompt.to_vec(),
+            previous: Vec::with_capacity(prompt.len()),
+            latest: TokenMap::new(prompt.len() / 2),
         }
+    }
+
+    pub(crate) fn extend(&mut self, tokens: &[Token]) {
+        self.tokens.extend_from_slice(tokens);
+    }
+
+    /// Takes up to `most` tokens more into the chains.
+    pub(crate) fn chain(&mut self, most: usize) {
+        let from = self.previous.len();
+        for position in from..self.tokens.len().min(from + most) {
+            let before = self.latest.replace(self.tokens[position], position as u32);
+            self.previous.push(before);
+        }
+    }
+
+    /// Tokens not yet in the chains.
+    pub(crate) fn unchained(&self) -> usize {
+        self.tokens.len() - self.previous.len()
     }
 
     pub(crate) fn tokens(&self) -> &[Token] {
         &self.tokens
     }
 
-    /// Earlier positions of the last token, newest first.
+    /// Earlier positions of the last token, as far as they are in the chains, newest first.
     pub(crate) fn occurrences(&self) -> impl Iterator<Item = usize> {
-        let mut at = self.previous.last().copied().unwrap_or(NOWHERE);
+        let last = self.tokens.len().wrapping_sub(1);
+        let mut at = match self.previous.get(last) {
+            Some(&previous) => previous,
+            None => self
+                .tokens
+                .last()
+                .map_or(NOWHERE, |&token| self.latest.get(token)),
+        };
         std::iter::from_fn(move || {
             let here = (at != NOWHERE).then_some(at as usize)?;
             at = self.previous[here];
@@ -51,23 +75,45 @@ impl OwnText {
     }
 }
 
-/// Last position of each token: open addressing, at most half full.
+/// Last position of each token: open addressing, at most half full. A slot holds the token and, one higher, its position; zero
+/// is an empty one, so that a large table costs nothing before it is used.
 #[derive(Debug, Default)]
 struct TokenMap {
-    slots: Vec<(Token, u32)>,
+    slots: Vec<u64>,
     used: usize,
 }
 
 impl TokenMap {
+    /// A map of at least so many slots.
+    fn new(slots: usize) -> Self {
+        let slots = if slots == 0 {
+            0
+        } else {
+            slots.next_power_of_two().max(64)
+        };
+        Self {
+            slots: vec![0; slots],
+            used: 0,
+        }
+    }
+
+    /// The position of `token`, or [`NOWHERE`].
+    fn get(&self, token: Token) -> u32 {
+        if self.slots.is_empty() {
+            return NOWHERE;
+        }
+        (self.slots[self.slot(token)] as u32).wrapping_sub(1)
+    }
+
     /// Notes the position of `token`; returns the one it had, or [`NOWHERE`].
     fn replace(&mut self, token: Token, position: u32) -> u32 {
         if 2 * (self.used + 1) > self.slots.len() {
             self.grow();
         }
         let slot = self.slot(token);
-        let before = self.slots[slot].1;
+        let before = (self.slots[slot] as u32).wrapping_sub(1);
         self.used += usize::from(before == NOWHERE);
-        self.slots[slot] = (token, position);
+        self.slots[slot] = u64::from(token) << 32 | u64::from(position + 1);
         before
     }
 
@@ -75,18 +121,24 @@ impl TokenMap {
     fn slot(&self, token: Token) -> usize {
         let mask = self.slots.len() - 1;
         let mut slot = token.wrapping_mul(0x9E37_79B1) as usize >> 7 & mask;
-        while self.slots[slot].1 != NOWHERE && self.slots[slot].0 != token {
+        while self.slots[slot] != 0 && (self.slots[slot] >> 32) as u32 != token {
             slot = (slot + 1) & mask;
         }
         slot
     }
 
     fn grow(&mut self) {
-        let size = (2 * self.slots.len()).max(64);
-        let old = std::mem::replace(&mut self.slots, vec![(0, NOWHERE); size]);
-        for (token, position) in old.into_iter().filter(|&(_, position)| position != NOWHERE) {
-            let slot = self.slot(token);
-            self.slots[slot] = (token, position);
+        let larger = Self::new((2 * self.slots.len()).max(64));
+        let old = std::mem::replace(
+            self,
+            Self {
+                used: self.used,
+                ..larger
+            },
+        );
+        for entry in old.slots.into_iter().filter(|&entry| entry != 0) {
+            let slot = self.slot((entry >> 32) as u32);
+            self.slots[slot] = entry;
         }
     }
 }
@@ -101,8 +153,30 @@ mod tests {
         let tokens: Vec<u32> = (0..3000u32).map(|i| i * i % 911).collect();
         for (i, &token) in tokens.iter().enumerate() {
             own.extend(&[token]);
+            own.chain(1);
             let expected: Vec<usize> = (0..i).rev().filter(|&j| tokens[j] == token).collect();
             assert_eq!(own.occurrences().collect::<Vec<_>>(), expected);
         }
+    }
+
+    #[test]
+    fn a_prompt_taken_in_by_parts_ends_as_if_taken_in_at_once() {
+        let prompt: Vec<u32> = (0..1000u32).map(|i| i * i % 97).collect();
+        let mut own = OwnText::new(&prompt);
+        while own.unchained() > 0 {
+            // What is found meanwhile is what there is in the part that has been taken in.
+            let chained = own.tokens().len() - own.unchained();
+            let last = *own.tokens().last().unwrap();
+            let expected: Vec<usize> = (0..chained)
+                .rev()
+                .filter(|&j| own.tokens()[j] == last)
+                .collect();
+            assert_eq!(own.occurrences().collect::<Vec<_>>(), expected);
+            own.extend(&[5]);
+            own.chain(70);
+        }
+        let mut at_once = OwnText::new(own.tokens());
+        at_once.chain(usize::MAX);
+        assert_eq!(own.previous, at_once.previous);
     }
 }

@@ -1,15 +1,21 @@
 //! A rollout in progress: what appends to the tree and drafts from it.
 
 use crate::{
-    draft::{Draft, DraftOptions, context_limit},
+    draft::{Draft, DraftOptions, Place, context_limit},
     error::{Error, Kind},
     history::Home,
     id::{ROOT, START, SeqId, check_tokens},
+    known::KnownRows,
+    latest::{Latest, Observation},
     locus::Locus,
     own::OwnText,
-    sync::{Arc, Mutex, lock},
+    sync::{Arc, Mutex, MutexGuard, lock},
+    text::CHUNK,
     tree::Tree,
 };
+
+/// Tokens of a long prompt that one call takes in.
+pub(crate) const TAKEN_IN: usize = 4096;
 
 /// A sequence that grows: the handle of one running rollout.
 ///
@@ -17,36 +23,44 @@ use crate::{
 /// tokens stay in the tree.
 #[derive(Debug)]
 pub struct Sequence {
-    state: Mutex<State>,
+    handle: Handle,
     home: Option<Home>,
 }
 
+/// What calls on a sequence work on, one at a time.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle(Arc<Mutex<State>>);
+
 #[derive(Debug)]
 struct State {
-    tree: Arc<Tree>,
-    id: SeqId,
-    /// Prompt and output; gone once the sequence is closed.
-    own: Option<OwnText>,
-    prompt: usize,
+    /// Gone once the sequence is closed.
+    running: Option<Running>,
     output: usize,
 }
 
+/// A sequence that is not closed.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) tree: Arc<Tree>,
+    pub(crate) id: SeqId,
+    /// Prompt and output.
+    own: OwnText,
+    prompt: usize,
+    /// Chunks of the tree's text that hold the output.
+    chunks: Vec<u32>,
+}
+
 impl Sequence {
-    pub(crate) fn open(tree: &Arc<Tree>, context: &[u32]) -> Result<Self, Error> {
+    /// Opens a sequence each of whose occurrences counts `weight`.
+    pub(crate) fn open(tree: &Arc<Tree>, context: &[u32], weight: u64) -> Result<Self, Error> {
         check_tokens(context)?;
-        let id = tree.open_record()?;
-        let mut own = OwnText::default();
-        own.extend(context);
-        tree.meter.add(own.memory_usage());
+        let running = Running::open(Arc::clone(tree), context, weight)?;
         let state = State {
-            tree: Arc::clone(tree),
-            id,
-            own: Some(own),
-            prompt: context.len(),
+            running: Some(running),
             output: 0,
         };
         Ok(Self {
-            state: Mutex::new(state),
+            handle: Handle(Arc::new(Mutex::new(state))),
             home: None,
         })
     }
@@ -55,8 +69,12 @@ impl Sequence {
         self.home = Some(home);
     }
 
-    pub(crate) fn id(&self) -> SeqId {
-        lock(&self.state).id
+    pub(crate) fn id(&self) -> Option<SeqId> {
+        self.handle
+            .lock()
+            .running
+            .as_ref()
+            .map(|running| running.id)
     }
 
     /// Appends output tokens. Nothing is appended if there is an error.
@@ -64,8 +82,18 @@ impl Sequence {
     /// # Errors
     /// If the sequence is closed, a token is 2^31 or larger, or the sequence or its tree is full.
     pub fn append(&self, tokens: &[u32]) -> Result<(), Error> {
+        self.append_known(tokens, KnownRows::default())
+    }
+
+    /// Appends output tokens together with what the target knew: for each token the distribution it was drawn from.
+    /// Nothing is appended if there is an error.
+    ///
+    /// # Errors
+    /// As [`Self::append`], and if there is neither one row for each token nor none at all.
+    pub fn append_known(&self, tokens: &[u32], known: KnownRows) -> Result<(), Error> {
         check_tokens(tokens)?;
-        lock(&self.state).append(tokens)
+        check_rows(tokens, known)?;
+        self.handle.lock().append(tokens, known, TAKEN_IN)
     }
 
     /// Drafts what may come next.
@@ -74,51 +102,85 @@ impl Sequence {
     /// If the sequence is closed.
     pub fn draft(&self, options: &DraftOptions) -> Result<Draft, Error> {
         let mut draft = Draft::default();
-        lock(&self.state).draft(options, &mut draft)?;
+        self.handle.lock().running()?.draft(options, &mut draft);
         Ok(draft)
     }
 
-    /// Appends tokens, already checked, and drafts into `draft`, with nothing of this sequence in between.
+    /// See [`Handle::append_and_draft`].
     pub(crate) fn append_and_draft(
         &self,
         tokens: &[u32],
+        known: KnownRows,
+        taken_in: usize,
         options: &DraftOptions,
+        width: usize,
         draft: &mut Draft,
     ) -> Result<(), Error> {
-        let mut state = lock(&self.state);
-        state.append(tokens)?;
-        state.draft(options, draft)
+        let handle = &self.handle;
+        handle.append_and_draft(tokens, known, taken_in, options, width, draft)
     }
 
-    /// An error if the sequence is closed.
-    pub(crate) fn check_open(&self) -> Result<(), Error> {
-        if self.is_closed() {
-            Err(Kind::Closed.into())
-        } else {
-            Ok(())
-        }
+    /// The sequence for a helper to work on.
+    pub(crate) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// What followed the most recent occurrences of the last `length` tokens (of the output, for the history).
+    ///
+    /// # Errors
+    /// If the sequence is closed.
+    pub fn latest(&self, length: usize) -> Result<Latest, Error> {
+        Ok(self.handle.lock().running()?.latest(length))
+    }
+
+    /// The running sequence's tree, as a number, and the tokens of its prompt still to be taken in.
+    ///
+    /// # Errors
+    /// If the sequence is closed.
+    pub(crate) fn standing(&self) -> Result<(usize, usize), Error> {
+        let mut state = self.handle.lock();
+        let running = state.running()?;
+        Ok((Arc::as_ptr(&running.tree) as usize, running.own.unchained()))
     }
 
     /// Ends the sequence: its counts become exact and its tokens stay. Closing again does nothing.
     pub fn close(&self) {
-        let mut state = lock(&self.state);
-        let Some(own) = state.own.take() else { return };
-        state.tree.meter.sub(own.memory_usage());
-        state.tree.close_record(state.id);
+        self.end(None);
+    }
+
+    /// Ends the sequence, whose weight in its history turned out to be this (by its reward, say): it counts so from the next
+    /// rebuild of the problem's tree on, and with weight 0 it leaves then. Closing again does nothing, and neither does a
+    /// weight outside a history.
+    ///
+    /// # Errors
+    /// If the weight is not from 0 to 16; the sequence goes on.
+    pub fn close_with_weight(&self, weight: f64) -> Result<(), Error> {
+        crate::history::check_weight(weight)?;
+        self.end(Some(weight));
+        Ok(())
+    }
+
+    fn end(&self, weight: Option<f64>) {
+        let mut state = self.handle.lock();
+        let Some(running) = state.running.take() else {
+            return;
+        };
+        running.tree.meter.sub(running.own_bytes());
+        running.tree.close_record(running.id);
         drop(state);
         if let Some(home) = &self.home {
-            home.rollout_closed();
+            home.rollout_closed(running.tree, running.id, weight);
         }
     }
 
     /// Whether the sequence has been closed.
     pub fn is_closed(&self) -> bool {
-        lock(&self.state).own.is_none()
+        self.handle.lock().running.is_none()
     }
 
     /// Number of output tokens.
     pub fn len(&self) -> usize {
-        lock(&self.state).output
+        self.handle.lock().output
     }
 
     /// Whether there is no output yet.
@@ -132,9 +194,36 @@ impl Sequence {
     /// # Errors
     /// If the sequence is closed.
     pub fn match_length(&self) -> Result<usize, Error> {
-        let state = lock(&self.state);
-        let own = state.own.as_ref().ok_or(Kind::Closed)?;
-        Ok(state.place(own, state.tree.max_depth - 1).0.depth as usize)
+        let mut state = self.handle.lock();
+        let running = state.running()?;
+        Ok(running.place(running.tree.max_depth - 1).start.depth as usize)
+    }
+}
+
+impl Handle {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.0)
+    }
+
+    /// Appends tokens, already checked, takes in at most so much of a long prompt, and drafts at most `width` nodes into
+    /// `draft`, with nothing of this sequence in between.
+    pub(crate) fn append_and_draft(
+        &self,
+        tokens: &[u32],
+        known: KnownRows,
+        taken_in: usize,
+        options: &DraftOptions,
+        width: usize,
+        draft: &mut Draft,
+    ) -> Result<(), Error> {
+        let options = DraftOptions {
+            max_nodes: options.max_nodes.min(width),
+            ..*options
+        };
+        let mut state = self.lock();
+        state.append(tokens, known, taken_in)?;
+        state.running()?.draft(&options, draft);
+        Ok(())
     }
 }
 
@@ -144,36 +233,90 @@ impl Drop for Sequence {
     }
 }
 
+/// Checks that distributions come with every token or with none.
+pub(crate) fn check_rows(tokens: &[u32], known: KnownRows) -> Result<(), Error> {
+    if known.is_empty() || known.len() == tokens.len() {
+        return Ok(());
+    }
+    let (rows, tokens) = (known.len(), tokens.len());
+    Err(Kind::KnownRows { rows, tokens }.into())
+}
+
 impl State {
-    fn append(&mut self, tokens: &[u32]) -> Result<(), Error> {
-        let own = self.own.as_mut().ok_or(Kind::Closed)?;
-        if tokens.is_empty() {
-            return Ok(());
-        }
-        self.tree.append_record(self.id, tokens)?;
-        let before = own.memory_usage();
-        own.extend(tokens);
-        self.tree.meter.add(own.memory_usage() - before);
+    fn running(&mut self) -> Result<&mut Running, Error> {
+        Ok(self.running.as_mut().ok_or(Kind::Closed)?)
+    }
+
+    fn append(&mut self, tokens: &[u32], known: KnownRows, taken_in: usize) -> Result<(), Error> {
+        self.running()?.append(tokens, known, taken_in)?;
         self.output += tokens.len();
         Ok(())
     }
+}
 
-    fn draft(&self, options: &DraftOptions, draft: &mut Draft) -> Result<(), Error> {
-        let own = self.own.as_ref().ok_or(Kind::Closed)?;
-        let (start, counted) = self.place(own, context_limit(&self.tree));
-        crate::draft::running(&self.tree, own, self.prompt, counted, start, options, draft);
+impl Running {
+    fn open(tree: Arc<Tree>, context: &[u32], weight: u64) -> Result<Self, Error> {
+        let id = tree.open_record(weight)?;
+        let mut own = OwnText::new(context);
+        own.chain(TAKEN_IN);
+        let running = Self {
+            tree,
+            id,
+            own,
+            prompt: context.len(),
+            chunks: Vec::new(),
+        };
+        running.tree.meter.add(running.own_bytes());
+        Ok(running)
+    }
+
+    fn append(&mut self, tokens: &[u32], known: KnownRows, taken_in: usize) -> Result<(), Error> {
+        if !tokens.is_empty() {
+            self.tree.append_record(self.id, tokens, known)?;
+        } else if self.own.unchained() == 0 {
+            return Ok(());
+        }
+        let before = self.own_bytes();
+        self.own.extend(tokens);
+        self.own.chain(tokens.len().max(taken_in));
+        self.note_chunks();
+        // The chains never shrink.
+        self.tree.meter.add(self.own_bytes() - before);
         Ok(())
     }
 
-    /// The locus of the longest suffix of the output in the tree, up to `limit` tokens, and the offset before which all
-    /// suffixes are counted there.
-    fn place(&self, own: &OwnText, limit: u32) -> (Locus, usize) {
-        let output = &own.tokens()[self.prompt..];
+    /// Notes the chunks that the output has reached.
+    fn note_chunks(&mut self) {
+        let text = &self.tree.text;
+        let record = text.record(self.id);
+        while self.chunks.len() < record.len().div_ceil(CHUNK) as usize {
+            let next = self
+                .chunks
+                .last()
+                .map_or_else(|| record.first_chunk(), |&last| text.next_chunk(last));
+            self.chunks.push(next);
+        }
+    }
+
+    /// Bytes beside the tree.
+    fn own_bytes(&self) -> usize {
+        self.own.memory_usage() + 4 * self.chunks.capacity()
+    }
+
+    fn draft(&self, options: &DraftOptions, draft: &mut Draft) {
+        let place = self.place(context_limit(&self.tree));
+        crate::draft::running(&self.tree, &self.own, self.prompt, place, options, draft);
+    }
+
+    /// How the sequence lies in the tree: its longest suffix there, up to `limit` tokens, and what is counted.
+    fn place(&self, limit: u32) -> Place {
+        let output = &self.own.tokens()[self.prompt..];
         let symbol = |offset: u32| match offset {
             0 => START,
             _ => output[offset as usize - 1],
         };
-        let active = self.tree.text.record(self.id).active();
+        let record = self.tree.text.record(self.id);
+        let active = record.active();
         let depth = self.tree.nodes.get(active.node).depth() + active.along;
         let counted = active.indexed - depth;
         let (node, depth) = if depth <= limit {
@@ -188,6 +331,42 @@ impl State {
         let start = pending.fold(start.unwrap_or(Locus::ROOT), |at, token| {
             self.tree.advance(at, token, limit)
         });
-        (start, counted as usize)
+        Place {
+            start,
+            counted: counted as usize,
+            weight: record.weight(),
+        }
+    }
+
+    fn latest(&self, length: usize) -> Latest {
+        let tokens = self.own.tokens();
+        if length == 0 || length > tokens.len() {
+            return Latest::default();
+        }
+        let context = &tokens[tokens.len() - length..];
+        let mut own = self
+            .own
+            .occurrences()
+            .filter(|&at| tokens[..=at].ends_with(context));
+        let in_tree = length <= (tokens.len() - self.prompt).min(self.tree.max_depth as usize);
+        let history = in_tree.then(|| self.tree.locate(context)).flatten();
+        Latest {
+            own: own.next().map(|at| self.observation(at + 1)),
+            history: history.and_then(|at| self.tree.latest(&at, Some(self.id))),
+        }
+    }
+
+    /// The own token at a place, and what was known there.
+    fn observation(&self, at: usize) -> Observation {
+        let token = self.own.tokens()[at];
+        let Some(output) = at.checked_sub(self.prompt) else {
+            return Observation::bare(token);
+        };
+        let offset = output as u32 + 1; // after the start marker
+        let position = self.chunks[(offset / CHUNK) as usize] * CHUNK + offset % CHUNK;
+        Observation {
+            token,
+            distribution: self.tree.text.known(position, 0),
+        }
     }
 }

@@ -9,6 +9,9 @@ pub(crate) use std::sync::{
 #[cfg(not(loom))]
 pub(crate) use std::thread_local;
 
+/// A value made by whoever first needs it, while others that do wait. Trees have none, so it is not modelled.
+pub(crate) type Deferred<T> = std::sync::OnceLock<T>;
+
 #[cfg(loom)]
 pub(crate) use {
     loom::sync::{
@@ -20,6 +23,20 @@ pub(crate) use {
     // Reference counting is not what the models are about, and loom has no `Weak`.
     std::sync::{Arc, Weak},
 };
+
+/// For the helpers of a batch, which share no tree but by its own means: never modelled.
+pub(crate) mod unmodelled {
+    pub(crate) use std::sync::{
+        Arc, Condvar, Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+        mutex
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
 
 /// Locks a mutex; a panic of an earlier holder does not spread, since all shared state is valid between any two steps.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -4,9 +4,11 @@
 //! one from its start crosses at most one chunk border, and so does going back to the start of one from its end.
 
 use crate::{
-    arena::{Arena, Meter},
+    arena::Arena,
     id::{NONE, Pos, SeqId, Token},
-    sync::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    known::{Distribution, KnownLog},
+    meter::Meter,
+    sync::{AtomicBool, AtomicU32, AtomicU64, OnceLock, Ordering},
 };
 
 /// Tokens in a chunk, and the largest depth a tree may have.
@@ -27,6 +29,8 @@ pub(crate) struct Chunk {
     /// The chunks before and after; `NONE` if there is none. Each set once.
     previous: AtomicU32,
     next: AtomicU32,
+    /// The side log of these tokens (see `known.rs`); `NONE` as long as it is empty.
+    known: AtomicU32,
 }
 
 impl Default for Chunk {
@@ -37,6 +41,7 @@ impl Default for Chunk {
             base: AtomicU32::new(0),
             previous: AtomicU32::new(NONE),
             next: AtomicU32::new(NONE),
+            known: AtomicU32::new(NONE),
         }
     }
 }
@@ -56,6 +61,8 @@ pub(crate) struct Record {
     /// Whether the sequence is on the tree's list of those with tokens to index, and the one after it there.
     pub(crate) queued: AtomicBool,
     pub(crate) next_queued: AtomicU32,
+    /// What each occurrence in this sequence counts. Set once.
+    weight: AtomicU64,
 }
 
 /// A sequence's place in the tree: its longest suffix that occurs elsewhere (up to the depth cap) ends `along` tokens
@@ -95,6 +102,10 @@ impl Record {
         self.active.store(active.to_bits(), Ordering::Release); // pairs with `active`
     }
 
+    pub(crate) fn weight(&self) -> u64 {
+        self.weight.load(Ordering::Relaxed) // set before the sequence's first length was published
+    }
+
     pub(crate) fn first_chunk(&self) -> u32 {
         self.first.load(Ordering::Relaxed) // set before the sequence's first length was published
     }
@@ -105,13 +116,23 @@ impl Record {
 pub(crate) struct Text {
     chunks: Arena<Chunk>,
     records: Arena<Record>,
+    /// Made when the first distribution comes.
+    log: OnceLock<Box<KnownLog>>,
+    /// The weight of all sequences if they have the same, [`MIXED`] if not.
+    common_weight: AtomicU64,
 }
+
+/// No sequence yet, so no common weight; sequences of different weights.
+const UNKNOWN: u64 = 0;
+const MIXED: u64 = u64::MAX;
 
 impl Text {
     pub(crate) fn new(meter: &Meter) -> Self {
         let text = Self {
             chunks: Arena::new(),
             records: Arena::new(),
+            log: OnceLock::new(),
+            common_weight: AtomicU64::new(UNKNOWN),
         };
         text.chunks.push(meter); // chunk 0 stands for `NONE`
         text
@@ -125,8 +146,31 @@ impl Text {
         self.records.len()
     }
 
-    pub(crate) fn open(&self, meter: &Meter) -> SeqId {
-        self.records.push(meter)
+    /// A new sequence each of whose occurrences counts `weight`.
+    pub(crate) fn open(&self, weight: u64, meter: &Meter) -> SeqId {
+        let id = self.records.push(meter);
+        self.record(id).weight.store(weight, Ordering::Relaxed); // published by the first store of `len`
+        // Relaxed: who sees an occurrence in this sequence has acquired, by way of its first length, what is stored here.
+        let known = self.common_weight.compare_exchange(
+            UNKNOWN,
+            weight,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        if known.is_err_and(|common| common != weight) {
+            self.common_weight.store(MIXED, Ordering::Relaxed); // as above
+        }
+        id
+    }
+
+    /// What the suffix that starts at `pos` counts.
+    pub(crate) fn weight(&self, pos: Pos) -> u64 {
+        let common = self.common_weight.load(Ordering::Relaxed); // see `open`
+        if common == MIXED {
+            self.record(self.owner(pos).0).weight()
+        } else {
+            common
+        }
     }
 
     /// Whether `more` tokens would go beyond what positions can name.
@@ -134,20 +178,43 @@ impl Text {
         self.chunks.len() as usize + more / CHUNK as usize + 2 > MAX_CHUNKS as usize
     }
 
-    /// Appends to a sequence's log and publishes the new length. One thread at a time per sequence.
-    pub(crate) fn append(&self, id: SeqId, tokens: impl Iterator<Item = Token>, meter: &Meter) {
+    /// Appends to a sequence's log, each token with what was known there, and publishes the new length. One thread at a
+    /// time per sequence.
+    pub(crate) fn append(
+        &self,
+        id: SeqId,
+        tokens: impl Iterator<Item = (Token, Distribution)>,
+        meter: &Meter,
+    ) {
         let record = self.record(id);
         let mut len = record.len.load(Ordering::Relaxed); // only this thread writes it
         let mut last = record.last.load(Ordering::Relaxed); // as above
-        for token in tokens {
+        for (token, distribution) in tokens {
             if len % CHUNK == 0 {
                 last = self.add_chunk(id, len, last, meter);
             }
-            let slot = &self.chunks.get(last).tokens[(len % CHUNK) as usize];
-            slot.store(token, Ordering::Relaxed); // published by the store of `len`
+            let chunk = self.chunks.get(last);
+            chunk.tokens[(len % CHUNK) as usize].store(token, Ordering::Relaxed); // published by the store of `len`
+            if !distribution.is_empty() {
+                self.note(chunk, len % CHUNK, &distribution, meter);
+            }
             len += 1;
         }
         record.len.store(len, Ordering::Release); // publishes tokens, chunk fields and links; pairs with `len`
+    }
+
+    /// Notes what was known of the token at `offset` of a chunk.
+    fn note(&self, chunk: &Chunk, offset: u32, distribution: &Distribution, meter: &Meter) {
+        if self.log.get().is_none() && self.log.set(Box::default()).is_ok() {
+            meter.add(size_of::<KnownLog>());
+        }
+        let log = self.log.get().expect("made above");
+        let mut known = chunk.known.load(Ordering::Relaxed); // only this thread writes it
+        if known == NONE {
+            known = log.open(meter);
+            chunk.known.store(known, Ordering::Relaxed); // published by the store of `len`
+        }
+        log.push(known, offset, distribution, meter);
     }
 
     fn add_chunk(&self, id: SeqId, base: u32, previous: u32, meter: &Meter) -> u32 {
@@ -178,6 +245,22 @@ impl Text {
         next.tokens[(offset - CHUNK) as usize].load(Ordering::Relaxed) // as above
     }
 
+    /// What the target knew when it drew the token `ahead` (at most 64) places after `pos`, which must have been
+    /// published; empty if that was not noted.
+    pub(crate) fn known(&self, pos: Pos, ahead: u32) -> Distribution {
+        let mut chunk = self.chunks.get(pos / CHUNK);
+        let mut offset = pos % CHUNK + ahead;
+        if offset >= CHUNK {
+            chunk = self.chunks.get(chunk.next.load(Ordering::Relaxed)); // published with the sequence's length
+            offset -= CHUNK;
+        }
+        let known = chunk.known.load(Ordering::Relaxed); // as above
+        match self.log.get() {
+            Some(log) if known != NONE => log.get(known, offset),
+            _ => Distribution::default(),
+        }
+    }
+
     /// The position `steps` (at most 64) places before `pos` in the same sequence.
     pub(crate) fn back(&self, pos: Pos, steps: u32) -> Pos {
         let offset = pos % CHUNK;
@@ -202,6 +285,23 @@ impl Text {
     /// The chunk after `chunk`; the caller knows that tokens there have been published.
     pub(crate) fn next_chunk(&self, chunk: u32) -> u32 {
         self.chunks.get(chunk).next.load(Ordering::Relaxed) // published with the sequence's length
+    }
+
+    /// Whether any distribution has been noted.
+    pub(crate) fn has_known(&self) -> bool {
+        self.log.get().is_some()
+    }
+
+    /// The positions of a sequence's published symbols, markers included.
+    pub(crate) fn places(&self, id: SeqId) -> impl Iterator<Item = Pos> {
+        let record = self.record(id);
+        let (len, mut chunk) = (record.len(), record.first_chunk());
+        (0..len).map(move |offset| {
+            if offset > 0 && offset % CHUNK == 0 {
+                chunk = self.next_chunk(chunk);
+            }
+            chunk * CHUNK + offset % CHUNK
+        })
     }
 
     /// A sequence's published symbols from offset `from` on, markers included.

@@ -1,13 +1,16 @@
 //! The tree as a whole: its parts, opening and closing sequences, counts, sizes.
 
 use crate::{
-    arena::Meter,
+    blend::in_units,
     draft::{Draft, DraftOptions},
     error::{Error, Kind},
     id::{NONE, START, SeqId, TOKEN_LIMIT, Token, check_tokens, end_marker},
+    known::{Distribution, KnownRows},
+    locus::Locus,
+    meter::{Ledger, Meter},
     node::Nodes,
     sequence::Sequence,
-    sync::{Arc, AtomicU32, AtomicUsize, Ordering},
+    sync::{Arc, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     text::{CHUNK, MAX_SEQUENCE, Text},
 };
 
@@ -27,6 +30,8 @@ pub struct Tree {
     pub(crate) work: AtomicU32,
     /// User tokens published.
     tokens: AtomicUsize,
+    /// What an occurrence of full weight counts at present.
+    unit: AtomicU64,
 }
 
 impl Tree {
@@ -44,22 +49,22 @@ impl Tree {
     /// # Errors
     /// If `max_depth` is out of range.
     pub fn new(max_depth: usize) -> Result<Arc<Self>, Error> {
-        Self::with_meter(max_depth, None)
-    }
-
-    /// A tree whose bytes are counted in `shared` too.
-    pub(crate) fn with_meter(
-        max_depth: usize,
-        shared: Option<Arc<AtomicUsize>>,
-    ) -> Result<Arc<Self>, Error> {
         if !(2..=CHUNK as usize).contains(&max_depth) {
             return Err(Kind::MaxDepth(max_depth).into());
         }
-        let meter = Meter::new(shared);
+        Ok(Self::with_meter(max_depth, 1, Meter::default()))
+    }
+
+    /// A tree of a history: an occurrence of full weight counts `unit`, and its bytes are in the ledger, aside for now.
+    pub(crate) fn in_history(max_depth: usize, unit: u64, ledger: &Arc<Ledger>) -> Arc<Self> {
+        Self::with_meter(max_depth, unit, Meter::aside(Arc::clone(ledger)))
+    }
+
+    fn with_meter(max_depth: usize, unit: u64, meter: Meter) -> Arc<Self> {
         meter.add(size_of::<Self>());
         let (text, nodes) = (Text::new(&meter), Nodes::new(&meter));
         let (queue, work, tokens) = (AtomicU32::new(NONE), AtomicU32::new(0), AtomicUsize::new(0));
-        Ok(Arc::new(Self {
+        Arc::new(Self {
             max_depth: max_depth as u32,
             meter,
             text,
@@ -67,7 +72,18 @@ impl Tree {
             queue,
             work,
             tokens,
-        }))
+            unit: AtomicU64::new(unit),
+        })
+    }
+
+    /// What an occurrence of full weight counts.
+    pub(crate) fn unit(&self) -> u64 {
+        self.unit.load(Ordering::Relaxed) // only scales what is known
+    }
+
+    /// From now on an occurrence of full weight counts this much.
+    pub(crate) fn set_unit(&self, unit: u64) {
+        self.unit.store(unit, Ordering::Relaxed); // as above
     }
 
     /// Opens a sequence. `context` is its prompt: evidence for its own drafts, not part of the tree.
@@ -75,7 +91,7 @@ impl Tree {
     /// # Errors
     /// If a token is 2^31 or larger, or the tree is full.
     pub fn sequence(self: &Arc<Self>, context: &[u32]) -> Result<Sequence, Error> {
-        Sequence::open(self, context)
+        Sequence::open(self, context, self.unit())
     }
 
     /// Drafts from `context` alone: its own repetitions, and what followed its suffixes in the tree. An empty context
@@ -89,11 +105,28 @@ impl Tree {
     }
 
     /// How often `tokens` occurs in the tree's sequences. Exact once all are closed; while a sequence is open, the
-    /// occurrences that start in its longest suffix known from elsewhere are not counted yet.
+    /// occurrences that start in its longest suffix known from elsewhere are not counted yet. Where sequences differ in
+    /// weight, as in a history with decay, it is [`Self::weight`] to the nearest, but at least 1 for what occurs.
     ///
     /// # Errors
     /// If `tokens` is empty, longer than `max_depth`, or contains a token of 2^31 or larger.
     pub fn count(&self, tokens: &[u32]) -> Result<u32, Error> {
+        let found = self.find(tokens)?;
+        let count = found.map_or(0, |at| in_units(self.occurrences(&at), self.unit()));
+        Ok(count.try_into().unwrap_or(u32::MAX))
+    }
+
+    /// The sum of the weights of the occurrences that [`Self::count`] counts.
+    ///
+    /// # Errors
+    /// As [`Self::count`].
+    pub fn weight(&self, tokens: &[u32]) -> Result<f64, Error> {
+        let found = self.find(tokens)?;
+        Ok(found.map_or(0.0, |at| self.occurrences(&at) as f64 / self.unit() as f64))
+    }
+
+    /// The place of a string that somebody asks for.
+    pub(crate) fn find(&self, tokens: &[u32]) -> Result<Option<Locus>, Error> {
         check_tokens(tokens)?;
         if tokens.is_empty() {
             return Err(Kind::EmptyQuery.into());
@@ -105,9 +138,7 @@ impl Tree {
             }
             .into());
         }
-        Ok(self
-            .locate(tokens)
-            .map_or(0, |locus| self.occurrences(&locus)))
+        Ok(self.locate(tokens))
     }
 
     /// Longest string the tree has statistics of.
@@ -135,29 +166,53 @@ impl Tree {
         self.meter.bytes()
     }
 
-    /// Opens a record and writes its start marker.
-    pub(crate) fn open_record(&self) -> Result<SeqId, Error> {
+    /// Opens a record each of whose occurrences counts `weight`, and writes its start marker.
+    pub(crate) fn open_record(&self, weight: u64) -> Result<SeqId, Error> {
         self.check_room(0, 0)?;
-        let id = self.text.open(&self.meter);
-        self.text.append(id, std::iter::once(START), &self.meter);
-        self.submit(id);
+        let id = self.text.open(weight, &self.meter);
+        self.append_marker(id, START);
         Ok(id)
     }
 
-    /// Appends user tokens, already checked, to a record. One thread at a time per record.
-    pub(crate) fn append_record(&self, id: SeqId, tokens: &[Token]) -> Result<(), Error> {
-        self.check_room(self.text.record(id).len() as usize, tokens.len())?;
-        self.text.append(id, tokens.iter().copied(), &self.meter);
-        self.tokens.fetch_add(tokens.len(), Ordering::Relaxed); // a statistic
+    /// Appends user tokens, already checked, and what was known of each, to a record. One thread at a time per record.
+    pub(crate) fn append_record(
+        &self,
+        id: SeqId,
+        tokens: &[Token],
+        known: KnownRows,
+    ) -> Result<(), Error> {
+        let beside = |(row, &token)| (token, known.beside(row, token));
+        self.append_pairs(id, tokens.iter().enumerate().map(beside))
+    }
+
+    /// Appends tokens and the distributions to be kept beside them.
+    pub(crate) fn append_pairs(
+        &self,
+        id: SeqId,
+        tokens: impl ExactSizeIterator<Item = (Token, Distribution)>,
+    ) -> Result<(), Error> {
+        let more = tokens.len();
+        self.check_room(self.text.record(id).len() as usize, more)?;
+        self.text.append(id, tokens, &self.meter);
+        self.tokens.fetch_add(more, Ordering::Relaxed); // a statistic
         self.submit(id);
         Ok(())
     }
 
     /// Writes the end marker, after which all counts of the sequence are exact. One thread at a time per record.
     pub(crate) fn close_record(&self, id: SeqId) {
-        self.text
-            .append(id, std::iter::once(end_marker(id)), &self.meter);
+        self.append_marker(id, end_marker(id));
+    }
+
+    fn append_marker(&self, id: SeqId, marker: Token) {
+        let symbol = std::iter::once((marker, Distribution::default()));
+        self.text.append(id, symbol, &self.meter);
         self.submit(id);
+    }
+
+    /// Number of user tokens of a closed record.
+    pub(crate) fn tokens_in(&self, id: SeqId) -> usize {
+        self.text.record(id).len() as usize - 2
     }
 
     /// User tokens of a record.

@@ -133,7 +133,7 @@ impl World {
         }
         for string in strings {
             assert_eq!(
-                self.tree.count(string).unwrap(),
+                u64::from(self.tree.count(string).unwrap()),
                 self.oracle.count(string),
                 "{string:?}"
             );

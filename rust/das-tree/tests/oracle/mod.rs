@@ -13,32 +13,42 @@ pub struct Text {
     pub closed: bool,
     /// When the last symbol was appended.
     pub touched: usize,
+    /// What each occurrence in it counts.
+    pub weight: u64,
 }
 
 #[derive(Clone, Debug)]
 pub struct Oracle {
     pub max_depth: usize,
     pub texts: Vec<Text>,
+    /// What an occurrence of weight 1 counts.
+    pub unit: u64,
     clock: usize,
 }
 
-type Counts = BTreeMap<u32, u32>;
+type Counts = BTreeMap<u32, u64>;
 
 impl Oracle {
     pub fn new(max_depth: usize) -> Self {
         Self {
             max_depth,
             texts: Vec::new(),
+            unit: 1,
             clock: 0,
         }
     }
 
     pub fn open(&mut self, prompt: &[u32]) {
+        self.open_weighted(prompt, self.unit);
+    }
+
+    pub fn open_weighted(&mut self, prompt: &[u32], weight: u64) {
         self.texts.push(Text {
             prompt: prompt.to_vec(),
             symbols: Vec::new(),
             closed: false,
             touched: 0,
+            weight,
         });
         self.append(self.texts.len() - 1, &[START]);
     }
@@ -76,21 +86,21 @@ impl Oracle {
             .count()
     }
 
-    /// Occurrences of a string that start in a counted suffix.
-    pub fn count(&self, string: &[u32]) -> u32 {
+    /// Weight of the occurrences of a string that start in a counted suffix.
+    pub fn count(&self, string: &[u32]) -> u64 {
         (0..self.texts.len())
             .map(|id| self.count_in(id, string))
             .sum()
     }
 
-    fn count_in(&self, id: usize, string: &[u32]) -> u32 {
+    fn count_in(&self, id: usize, string: &[u32]) -> u64 {
         let symbols = &self.texts[id].symbols;
         let counted = symbols.len() - self.active(id);
-        symbols
+        let found = symbols
             .windows(string.len())
             .take(counted)
-            .filter(|window| *window == string)
-            .count() as u32
+            .filter(|window| *window == string);
+        found.count() as u64 * self.texts[id].weight
     }
 
     /// The draft for a running text.
@@ -168,7 +178,7 @@ impl<'a> Request<'a> {
                 // The start marker is not in the own text.
                 let own = self.id == Some(id) && text.prompt.len() + at + length > self.oldest + 1;
                 if window[..string.len()] == string && !own {
-                    *counts.entry(window[string.len()]).or_default() += 1;
+                    *counts.entry(window[string.len()]).or_default() += text.weight;
                 }
             }
         }
@@ -201,7 +211,7 @@ impl<'a> Request<'a> {
                 _ => &lengths[(1 + draft[parent as usize].1) as usize],
             };
             let levels = self.levels(&path, &own_lengths, inherited);
-            let (shares, repeats) = blend(&levels);
+            let (shares, repeats) = blend(&levels, self.oracle.unit);
             let kept = |length: &&usize| !repeats.contains(&(**length + path.len()));
             lengths.push(inherited.iter().filter(kept).copied().collect());
             let mut children: Vec<(f32, i32, u32)> = shares
@@ -269,7 +279,7 @@ struct Level {
 
 /// The published rule: stick-breaking over the levels, four of each source with different totals. Also returns the lengths
 /// of the history contexts that repeat a longer one.
-fn blend(levels: &[Level]) -> (Counts32, Vec<usize>) {
+fn blend(levels: &[Level], unit: u64) -> (Counts32, Vec<usize>) {
     let mut shares = Counts32::new();
     let mut repeats = Vec::new();
     let mut mass = 1.0f32;
@@ -279,7 +289,7 @@ fn blend(levels: &[Level]) -> (Counts32, Vec<usize>) {
             break;
         }
         let source = usize::from(level.own);
-        let total: u32 = level.counts.values().sum();
+        let total: u64 = level.counts.values().sum();
         if used[source] == 4 {
             continue;
         }
@@ -289,7 +299,7 @@ fn blend(levels: &[Level]) -> (Counts32, Vec<usize>) {
         }
         last[source] = total;
         used[source] += 1;
-        let mut followers: Vec<(Reverse<u32>, u32)> = level
+        let mut followers: Vec<(Reverse<u64>, u32)> = level
             .counts
             .iter()
             .map(|(&token, &count)| (Reverse(count), token))
@@ -303,7 +313,15 @@ fn blend(levels: &[Level]) -> (Counts32, Vec<usize>) {
             *shares.entry(level.latest.unwrap()).or_default() += mass * weight;
             mass *= 1.0 - weight;
         }
-        let weight = weight(level.own, level.length, total, level.counts.len(), dominant);
+        let unit = if level.own { 1 } else { unit };
+        let occurrences = ((total + unit / 2) / unit).max(1);
+        let weight = weight(
+            level.own,
+            level.length,
+            occurrences,
+            level.counts.len(),
+            dominant,
+        );
         for (Reverse(count), token) in followers {
             if token < START {
                 *shares.entry(token).or_default() += mass * (weight * count as f32 / total as f32);
@@ -316,7 +334,7 @@ fn blend(levels: &[Level]) -> (Counts32, Vec<usize>) {
 
 type Counts32 = BTreeMap<u32, f32>;
 
-fn weight(own: bool, length: usize, total: u32, distinct: usize, dominant: bool) -> f32 {
+fn weight(own: bool, length: usize, total: u64, distinct: usize, dominant: bool) -> f32 {
     if distinct == 1 {
         let base = match (own, total) {
             (true, 1) => 0.25,

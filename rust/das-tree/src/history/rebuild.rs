@@ -1,0 +1,95 @@
+//! A problem's next tree, made from the texts of the rollouts that stay: in the background, or by whoever needs it first.
+
+use crate::{
+    history::script::Script,
+    id::SeqId,
+    meter::Ledger,
+    sync::{Arc, Deferred, Mutex, lock},
+    tree::Tree,
+};
+
+/// A tree to be made, or made already.
+#[derive(Debug)]
+pub(crate) struct Rebuild {
+    max_depth: usize,
+    unit: u64,
+    ledger: Arc<Ledger>,
+    /// What goes into it, in order; given up as soon as it is made.
+    sources: Mutex<Vec<Source>>,
+    tree: Deferred<Arc<Tree>>,
+    /// Output tokens it has.
+    pub(crate) tokens: usize,
+    /// Bytes set aside for it until it is put to use.
+    pub(crate) reserved: usize,
+}
+
+/// A closed rollout and what each of its occurrences is to count.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) text: SourceText,
+    pub(crate) weight: u64,
+}
+
+/// Where the text of a closed rollout is.
+#[derive(Clone, Debug)]
+pub(crate) enum SourceText {
+    Tree(Arc<Tree>, SeqId),
+    Script(Arc<Script>),
+}
+
+impl SourceText {
+    /// Number of tokens.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Tree(tree, id) => tree.tokens_in(*id),
+            Self::Script(script) => script.len(),
+        }
+    }
+
+    /// The text, read out of its tree if need be.
+    pub(crate) fn script(&self) -> Arc<Script> {
+        match self {
+            Self::Tree(tree, id) => Arc::new(tree.script(*id)),
+            Self::Script(script) => Arc::clone(script),
+        }
+    }
+}
+
+impl Rebuild {
+    pub(crate) fn new(
+        max_depth: usize,
+        unit: u64,
+        ledger: &Arc<Ledger>,
+        sources: Vec<Source>,
+        reserved: usize,
+    ) -> Self {
+        let tokens = sources.iter().map(|source| source.text.len()).sum();
+        Self {
+            max_depth,
+            unit,
+            ledger: Arc::clone(ledger),
+            sources: Mutex::new(sources),
+            tree: Deferred::new(),
+            tokens,
+            reserved,
+        }
+    }
+
+    /// The tree if it is there.
+    pub(crate) fn finished(&self) -> Option<&Arc<Tree>> {
+        self.tree.get()
+    }
+
+    /// The tree, made now if nobody has, waited for if somebody is at it.
+    pub(crate) fn finish(&self) {
+        self.tree.get_or_init(|| self.build());
+    }
+
+    fn build(&self) -> Arc<Tree> {
+        let tree = Tree::in_history(self.max_depth, self.unit, &self.ledger);
+        for source in std::mem::take(&mut *lock(&self.sources)) {
+            tree.add_script(&source.text.script(), source.weight);
+        }
+        tree
+    }
+}

@@ -1,0 +1,119 @@
+//! A rollout's text apart from any tree: while it waits for a rebuild, and on its way to and from a file.
+
+use crate::{
+    id::{SeqId, Token},
+    known::Distribution,
+    tree::Tree,
+};
+
+/// Tokens, and in compact form the distributions beside them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Script {
+    tokens: Vec<Token>,
+    /// Entries of each token's distribution; empty if no token has any.
+    sizes: Vec<u8>,
+    /// The entries: token << 8 | probability.
+    entries: Vec<u32>,
+}
+
+impl Script {
+    pub(crate) fn new(tokens: Vec<Token>) -> Self {
+        Self {
+            tokens,
+            ..Self::default()
+        }
+    }
+
+    /// A script from its parts. `None` if they do not fit each other or are out of range.
+    pub(crate) fn from_parts(
+        tokens: Vec<Token>,
+        sizes: Vec<u8>,
+        entries: Vec<u32>,
+    ) -> Option<Self> {
+        let total: usize = sizes.iter().map(|&size| usize::from(size)).sum();
+        let fits = (sizes.is_empty() || sizes.len() == tokens.len())
+            && sizes
+                .iter()
+                .all(|&size| usize::from(size) <= crate::known::MAX_ENTRIES)
+            && total == entries.len()
+            && entries.iter().all(|entry| entry & 0xff != 0);
+        fits.then_some(Self {
+            tokens,
+            sizes,
+            entries,
+        })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    pub(crate) fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+
+    pub(crate) fn sizes(&self) -> &[u8] {
+        &self.sizes
+    }
+
+    pub(crate) fn entries(&self) -> &[u32] {
+        &self.entries
+    }
+
+    pub(crate) fn memory_usage(&self) -> usize {
+        size_of::<Self>()
+            + 4 * self.tokens.capacity()
+            + self.sizes.capacity()
+            + 4 * self.entries.capacity()
+    }
+
+    /// Notes a distribution beside the last token noted so far, or that it has none.
+    fn push_known(&mut self, distribution: &Distribution) {
+        self.sizes.push(distribution.len() as u8);
+        let entries = distribution
+            .tokens()
+            .iter()
+            .zip(distribution.probabilities());
+        self.entries
+            .extend(entries.map(|(&token, &probability)| token << 8 | u32::from(probability)));
+    }
+
+    /// Each token with its distribution.
+    fn pairs(&self) -> impl ExactSizeIterator<Item = (Token, Distribution)> {
+        let mut from = 0;
+        (0..self.tokens.len()).map(move |i| {
+            let size = self.sizes.get(i).map_or(0, |&size| usize::from(size));
+            let entries = &self.entries[from..from + size];
+            from += size;
+            (
+                self.tokens[i],
+                Distribution::new(entries.iter().map(|&entry| (entry >> 8, entry as u8))),
+            )
+        })
+    }
+}
+
+impl Tree {
+    /// The text of a record, markers left out.
+    pub(crate) fn script(&self, id: SeqId) -> Script {
+        let mut script = Script::new(self.tokens_of(id));
+        if self.text.has_known() {
+            for at in self.text.places(id).skip(1).take(script.len()) {
+                script.push_known(&self.text.known(at, 0));
+            }
+            if script.entries.is_empty() {
+                script.sizes = Vec::new();
+            }
+        }
+        script
+    }
+
+    /// Adds a closed record with this text, each of whose occurrences counts `weight`.
+    pub(crate) fn add_script(&self, script: &Script, weight: u64) {
+        let id = self
+            .open_record(weight)
+            .expect("a tree is made of less than what fits");
+        self.append_pairs(id, script.pairs()).expect("as above");
+        self.close_record(id);
+    }
+}

@@ -1,0 +1,449 @@
+//! A history in a file.
+//!
+//! ```text
+//! file     magic (8 bytes), version u32, header, problems
+//! header   window u64, max_bytes u64, max_depth u64, decay f64, generation u64, clock u64, expired u64, evicted u64,
+//!          number of problems u64, checksum
+//! problem  key u64, visits u64, generation u64, base visit u64, last use u64, number of rollouts u64, rollouts, checksum
+//! rollout  visit u64, weight f64, counted weight f64, apart u8, number of tokens u64, number of entries u64,
+//!          tokens u32 each; if there are entries: sizes u8 for each token, entries u32 each
+//! ```
+//!
+//! All numbers are little-endian. A checksum is the CRC-32 of everything before it. The file is written beside the old one and
+//! renamed over it when it is safely on disk, so there is a whole file at every moment. Trees are not stored: they are made
+//! from the texts, as in a rebuild.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufReader, BufWriter, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    error::{Error, Kind},
+    history::{
+        HistoryOptions, Inner, RolloutHistory, Standing,
+        problem::{Problem, SavedProblem, SavedRollout},
+        rebuild::SourceText,
+        script::Script,
+    },
+    id::TOKEN_LIMIT,
+    sync::{Arc, lock},
+    text::MAX_SEQUENCE,
+};
+
+const MAGIC: [u8; 8] = *b"DASHIST\n";
+/// Raised with every change of the format.
+const VERSION: u32 = 1;
+
+impl RolloutHistory {
+    /// Writes the history to a file, in place of what is there. A rollout that runs is written as far as it has come, as if it
+    /// ended there. Rollouts may go on meanwhile.
+    ///
+    /// # Errors
+    /// If the file cannot be written; what was there before is untouched.
+    pub fn save(&self, path: &Path) -> Result<(), Error> {
+        let _one_at_a_time = lock(&self.shared.saving);
+        let (header, problems) = self.image();
+        let fresh = beside(path);
+        let written = write(&fresh, &header, &problems).and_then(|()| replace(&fresh, path));
+        written.map_err(|error| {
+            let _ = fs::remove_file(&fresh); // what failed is reported below
+            failed(path, &error)
+        })
+    }
+
+    /// Reads a history that [`Self::save`] has written; `change` may alter its options. Trees are made in the background.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is none of this kind, of a newer version, truncated or damaged, or if the options are
+    /// invalid.
+    pub fn load(path: &Path, change: impl FnOnce(&mut HistoryOptions)) -> Result<Self, Error> {
+        let file = File::open(path).map_err(|error| failed(path, &error))?;
+        let mut input = Input::new(BufReader::with_capacity(1 << 16, file));
+        let (mut header, problems) = read(&mut input).map_err(|error| failed(path, &error))?;
+        change(&mut header.options);
+        header.options.check()?;
+        Ok(Self::restored(&header, problems))
+    }
+
+    /// What a file is to hold, at one moment.
+    fn image(&self) -> (Header, Vec<SavedProblem>) {
+        let inner = loop {
+            self.maintain();
+            let inner = lock(&self.shared.inner);
+            if inner.due.is_empty() {
+                break inner;
+            }
+        };
+        let mut problems: Vec<SavedProblem> = inner
+            .problems
+            .iter()
+            .map(|(&key, problem)| problem.saved(key))
+            .collect();
+        problems.sort_unstable_by_key(|problem| problem.key);
+        let header = Header {
+            options: self.shared.options,
+            generation: inner.generation,
+            clock: inner.clock,
+            expired_rollouts: inner.expired_rollouts,
+            evicted_problems: inner.evicted_problems,
+            problems: problems.len() as u64,
+        };
+        (header, problems)
+    }
+
+    fn restored(header: &Header, problems: Vec<SavedProblem>) -> Self {
+        let inner = Inner {
+            generation: header.generation,
+            clock: header.clock,
+            expired_rollouts: header.expired_rollouts,
+            evicted_problems: header.evicted_problems,
+            ..Inner::default()
+        };
+        let history = Self::with(header.options, Arc::default(), inner);
+        let shared = &history.shared;
+        let mut inner = lock(&shared.inner);
+        let mut rebuilds = Vec::new();
+        for saved in problems {
+            let key = saved.key;
+            let problem = Problem::restored(&shared.options, &shared.ledger, saved);
+            if problem.rollouts.is_empty() {
+                continue;
+            }
+            inner.directory += problem.directory();
+            inner.scripts += problem.scripts();
+            if let Standing::Due(rebuild) = &problem.standing {
+                rebuilds.push(Arc::downgrade(rebuild));
+                inner.make_due(key, rebuild.reserved);
+            }
+            inner.problems.insert(key, problem);
+            inner.touch(key);
+        }
+        let dropped = shared.evict(&mut inner);
+        inner.work(rebuilds, dropped);
+        drop(inner);
+        history
+    }
+}
+
+/// What precedes the problems.
+struct Header {
+    options: HistoryOptions,
+    generation: u64,
+    clock: u64,
+    expired_rollouts: u64,
+    evicted_problems: u64,
+    problems: u64,
+}
+
+/// A name for the new file in the directory of the old one.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    path.with_file_name(name)
+}
+
+/// Puts a file in the place of another, for good.
+fn replace(fresh: &Path, path: &Path) -> io::Result<()> {
+    fs::rename(fresh, path)?;
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn failed(path: &Path, error: &io::Error) -> Error {
+    let (path, what) = (path.display().to_string(), error.to_string());
+    Error(match error.kind() {
+        io::ErrorKind::InvalidData => Kind::Damaged { path, what },
+        kind => Kind::File { path, what, kind },
+    })
+}
+
+fn damaged(what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.into())
+}
+
+fn write(path: &Path, header: &Header, problems: &[SavedProblem]) -> io::Result<()> {
+    let mut output = Output::new(BufWriter::with_capacity(1 << 16, File::create(path)?));
+    output.bytes(&MAGIC)?;
+    output.bytes(&VERSION.to_le_bytes())?;
+    let options = header.options;
+    output.number(options.window as u64)?;
+    output.number(options.max_bytes as u64)?;
+    output.number(options.max_depth as u64)?;
+    output.number(options.decay.to_bits())?;
+    output.number(header.generation)?;
+    output.number(header.clock)?;
+    output.number(header.expired_rollouts)?;
+    output.number(header.evicted_problems)?;
+    output.number(header.problems)?;
+    output.checksum()?;
+    for problem in problems {
+        output.number(problem.key)?;
+        output.number(problem.visits)?;
+        output.number(problem.generation)?;
+        output.number(problem.base)?;
+        output.number(problem.last_used)?;
+        output.number(problem.rollouts.len() as u64)?;
+        for rollout in &problem.rollouts {
+            write_rollout(&mut output, rollout)?;
+        }
+        output.checksum()?;
+    }
+    let file = output
+        .writer
+        .into_inner()
+        .map_err(io::IntoInnerError::into_error)?;
+    file.sync_all()
+}
+
+fn write_rollout(output: &mut Output<impl Write>, rollout: &SavedRollout) -> io::Result<()> {
+    let script = rollout.text.script();
+    output.number(rollout.visit)?;
+    output.number(rollout.weight.to_bits())?;
+    output.number(rollout.counted.to_bits())?;
+    output.bytes(&[u8::from(rollout.apart)])?;
+    output.number(script.len() as u64)?;
+    output.number(script.entries().len() as u64)?;
+    output.words(script.tokens())?;
+    output.bytes(script.sizes())?;
+    output.words(script.entries())
+}
+
+fn read(input: &mut Input<impl Read>) -> io::Result<(Header, Vec<SavedProblem>)> {
+    let (mut magic, mut version) = ([0; 8], [0; 4]);
+    input.fill(&mut magic)?;
+    if magic != MAGIC {
+        return Err(damaged("it is not a rollout history"));
+    }
+    input.fill(&mut version)?;
+    let version = u32::from_le_bytes(version);
+    if version > VERSION {
+        return Err(damaged(format!(
+            "it has format version {version}, this release reads versions up to {VERSION}: use a newer release"
+        )));
+    }
+    let options = HistoryOptions {
+        window: input.number()? as usize,
+        max_bytes: input.number()? as usize,
+        max_depth: input.number()? as usize,
+        decay: f64::from_bits(input.number()?),
+    };
+    let header = Header {
+        options,
+        generation: input.number()?,
+        clock: input.number()?,
+        expired_rollouts: input.number()?,
+        evicted_problems: input.number()?,
+        problems: input.number()?,
+    };
+    input.checksum("the header")?;
+    let mut problems = Vec::new();
+    for _ in 0..header.problems {
+        problems.push(read_problem(input)?);
+    }
+    input.end()?;
+    Ok((header, problems))
+}
+
+fn read_problem(input: &mut Input<impl Read>) -> io::Result<SavedProblem> {
+    let mut problem = SavedProblem {
+        key: input.number()?,
+        visits: input.number()?,
+        generation: input.number()?,
+        base: input.number()?,
+        last_used: input.number()?,
+        rollouts: Vec::new(),
+    };
+    for _ in 0..input.number()? {
+        problem.rollouts.push(read_rollout(input)?);
+    }
+    input.checksum(&format!("problem {}", problem.key))?;
+    Ok(problem)
+}
+
+fn read_rollout(input: &mut Input<impl Read>) -> io::Result<SavedRollout> {
+    let visit = input.number()?;
+    let (weight, counted) = (
+        f64::from_bits(input.number()?),
+        f64::from_bits(input.number()?),
+    );
+    let mut apart = [0];
+    input.fill(&mut apart)?;
+    let (tokens, entries) = (input.number()?, input.number()?);
+    if tokens > MAX_SEQUENCE as u64 - 2 || entries > 8 * tokens {
+        return Err(damaged("a rollout's length is impossible"));
+    }
+    let text = input.words(tokens as usize)?;
+    let mut sizes = vec![0; if entries > 0 { tokens as usize } else { 0 }];
+    input.fill(&mut sizes)?;
+    let entries = input.words(entries as usize)?;
+    if text.iter().any(|&token| token >= TOKEN_LIMIT) {
+        return Err(damaged("a rollout holds impossible tokens"));
+    }
+    let script = Script::from_parts(text, sizes, entries);
+    let script =
+        script.ok_or_else(|| damaged("a rollout's distributions do not fit its tokens"))?;
+    Ok(SavedRollout {
+        visit,
+        weight,
+        counted,
+        apart: apart != [0],
+        text: SourceText::Script(Arc::new(script)),
+    })
+}
+
+/// A writer that keeps the checksum of what went through it.
+struct Output<W> {
+    writer: W,
+    crc: Crc,
+}
+
+impl<W: Write> Output<W> {
+    fn new(writer: W) -> Self {
+        let crc = Crc::default();
+        Self { writer, crc }
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.crc.add(bytes);
+        self.writer.write_all(bytes)
+    }
+
+    fn number(&mut self, number: u64) -> io::Result<()> {
+        self.bytes(&number.to_le_bytes())
+    }
+
+    fn words(&mut self, words: &[u32]) -> io::Result<()> {
+        let mut buffer = Vec::with_capacity(4 * words.len().min(BATCH));
+        for batch in words.chunks(BATCH) {
+            buffer.clear();
+            buffer.extend(batch.iter().flat_map(|word| word.to_le_bytes()));
+            self.bytes(&buffer)?;
+        }
+        Ok(())
+    }
+
+    fn checksum(&mut self) -> io::Result<()> {
+        self.bytes(&self.crc.value().to_le_bytes())
+    }
+}
+
+/// Words converted at a time. Also bounds what a false length makes the reader allocate before the file ends.
+const BATCH: usize = 1 << 14;
+
+/// A reader that keeps the checksum of what went through it.
+struct Input<R> {
+    reader: R,
+    crc: Crc,
+}
+
+impl<R: Read> Input<R> {
+    fn new(reader: R) -> Self {
+        let crc = Crc::default();
+        Self { reader, crc }
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        self.reader
+            .read_exact(bytes)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => {
+                    damaged("it ends too early: it was truncated, restore it or remove it")
+                }
+                _ => error,
+            })?;
+        self.crc.add(bytes);
+        Ok(())
+    }
+
+    fn number(&mut self) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        self.fill(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn words(&mut self, count: usize) -> io::Result<Vec<u32>> {
+        let mut words = Vec::new();
+        let mut buffer = vec![0; 4 * count.min(BATCH)];
+        while words.len() < count {
+            let batch = &mut buffer[..4 * (count - words.len()).min(BATCH)];
+            self.fill(batch)?;
+            let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().expect("chunks of four"));
+            words.extend(batch.chunks_exact(4).map(word));
+        }
+        Ok(words)
+    }
+
+    fn checksum(&mut self, of: &str) -> io::Result<()> {
+        let (expected, mut found) = (self.crc.value(), [0; 4]);
+        self.fill(&mut found)?;
+        if u32::from_le_bytes(found) != expected {
+            return Err(damaged(format!(
+                "it is damaged: the checksum of {of} does not match, restore it or remove it"
+            )));
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        match self.reader.read(&mut [0])? {
+            0 => Ok(()),
+            _ => Err(damaged(
+                "it is damaged: there is something after its end, restore it or remove it",
+            )),
+        }
+    }
+}
+
+/// CRC-32 as of IEEE 802.3.
+struct Crc(u32);
+
+impl Default for Crc {
+    fn default() -> Self {
+        Self(!0)
+    }
+}
+
+impl Crc {
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            let mut value = byte as u32;
+            let mut bit = 0;
+            while bit < 8 {
+                value = value >> 1 ^ if value & 1 == 1 { 0xEDB8_8320 } else { 0 };
+                bit += 1;
+            }
+            table[byte] = value;
+            byte += 1;
+        }
+        table
+    };
+
+    fn add(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = self.0 >> 8 ^ Self::TABLE[(self.0 as u8 ^ byte) as usize];
+        }
+    }
+
+    fn value(&self) -> u32 {
+        !self.0
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_the_standard_one() {
+        let mut crc = Crc::default();
+        crc.add(b"1234");
+        crc.add(b"56789");
+        assert_eq!(crc.value(), 0xCBF4_3926);
+    }
+}

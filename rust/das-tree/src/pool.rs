@@ -1,0 +1,160 @@
+//! Threads that help with work in parts. Who has work does it himself; helpers that are awake in time take parts off him. So a
+//! helper that is late, on a busy machine, delays nobody.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
+
+use crate::sync::unmodelled::{Arc, AtomicUsize, Condvar, Mutex, OnceLock, Ordering, lock};
+
+/// Helpers at most.
+const HELPERS: usize = 3;
+/// Looks at whether the last parts are done, before sleeping until they are.
+const SPINS: usize = 200;
+
+/// Work in parts that do not depend on each other.
+pub(crate) trait Parts: Send + Sync + 'static {
+    /// Does a part.
+    fn run(&self, part: usize);
+}
+
+/// A piece of work in progress.
+struct Job {
+    work: Arc<dyn Parts>,
+    parts: usize,
+    /// The next part that nobody has taken.
+    next: AtomicUsize,
+    /// Parts done, and whether all were done without a panic.
+    done: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Job {
+    /// Takes parts as long as there are any. Returns whether it did the last to be done.
+    fn help(&self) -> bool {
+        let mut last = false;
+        loop {
+            let part = self.next.fetch_add(1, Ordering::Relaxed); // only uniqueness matters
+            if part >= self.parts {
+                return last;
+            }
+            if catch_unwind(AssertUnwindSafe(|| self.work.run(part))).is_err() {
+                self.failed.fetch_add(1, Ordering::Relaxed); // published by the next line
+            }
+            // AcqRel: who sees all parts done sees what was done in them.
+            last = self.done.fetch_add(1, Ordering::AcqRel) + 1 == self.parts;
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.done.load(Ordering::Acquire) == self.parts // pairs with `help`
+    }
+}
+
+/// The helpers of this process.
+struct Pool {
+    helpers: usize,
+    /// The present job, if any.
+    job: Mutex<Option<Arc<Job>>>,
+    /// Told when there is a job, and when one is done.
+    posted: Condvar,
+    finished: Condvar,
+}
+
+impl Pool {
+    fn get() -> &'static Arc<Self> {
+        static POOL: OnceLock<Arc<Pool>> = OnceLock::new();
+        POOL.get_or_init(|| {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            let mut pool = Self {
+                helpers: 0,
+                job: Mutex::new(None),
+                posted: Condvar::new(),
+                finished: Condvar::new(),
+            };
+            pool.helpers = HELPERS.min(cores - 1);
+            let pool = Arc::new(pool);
+            for _ in 0..pool.helpers {
+                let pool = Arc::clone(&pool);
+                // With fewer helpers there is only less help.
+                let _ = std::thread::Builder::new()
+                    .name("das-step".into())
+                    .spawn(move || pool.serve());
+            }
+            pool
+        })
+    }
+
+    fn serve(&self) {
+        let mut job = lock(&self.job);
+        loop {
+            let Some(present) = job.take() else {
+                job = self
+                    .posted
+                    .wait(job)
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                continue;
+            };
+            if present.next.load(Ordering::Relaxed) < present.parts {
+                *job = Some(Arc::clone(&present)); // there is something for others too
+            }
+            drop(job);
+            let last = present.help();
+            drop(present);
+            job = lock(&self.job);
+            if last {
+                self.finished.notify_all();
+            }
+        }
+    }
+}
+
+/// Whether there are helpers.
+pub(crate) fn has_helpers() -> bool {
+    Pool::get().helpers > 0
+}
+
+/// Does work in parts with whatever help there is, and returns when all is done.
+///
+/// # Panics
+/// If a part did.
+pub(crate) fn run(work: Arc<dyn Parts>, parts: usize) {
+    let pool = Pool::get();
+    let job = Arc::new(Job {
+        work,
+        parts,
+        next: AtomicUsize::new(0),
+        done: AtomicUsize::new(0),
+        failed: AtomicUsize::new(0),
+    });
+    *lock(&pool.job) = Some(Arc::clone(&job));
+    for _ in 1..parts.min(pool.helpers + 1) {
+        pool.posted.notify_one();
+    }
+    job.help();
+    for _ in 0..SPINS {
+        if job.is_done() {
+            break;
+        }
+        std::hint::spin_loop();
+    }
+    let mut present = lock(&pool.job);
+    while !job.is_done() {
+        // A helper that finishes between the look and the sleep holds the lock to tell: it cannot be missed.
+        let (again, _) = pool
+            .finished
+            .wait_timeout(present, Duration::from_millis(1))
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        present = again;
+    }
+    if present
+        .as_ref()
+        .is_some_and(|present| Arc::ptr_eq(present, &job))
+    {
+        *present = None; // nobody came for it
+    }
+    drop(present);
+    let failed = job.failed.load(Ordering::Relaxed); // published by the last part done
+    assert!(failed == 0, "{failed} parts of a batch failed");
+}

@@ -1,0 +1,218 @@
+//! Saving and loading a history: the same drafts, damage refused, and a whole file at every moment.
+#![cfg(not(loom))]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use das_tree::{Draft, DraftOptions, HistoryOptions, HistoryStats, KnownRows, RolloutHistory};
+use proptest::prelude::*;
+
+/// A directory of this process's own, for one test.
+fn directory(test: &str) -> PathBuf {
+    let directory =
+        std::env::temp_dir().join(format!("das-snapshot-{test}-{}", std::process::id()));
+    fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+type Visit = Vec<(u64, Vec<u32>, u8)>;
+
+/// A history after these visits: rollouts of a problem, their tokens, and their weights in quarters at the close.
+fn history(options: HistoryOptions, visits: &[Visit]) -> RolloutHistory {
+    let history = RolloutHistory::new(options).unwrap();
+    let mut straggler = None;
+    for visit in visits {
+        for (problem, tokens, weight) in visit {
+            let rollout = history.rollout(*problem, &[1]).unwrap();
+            let probabilities = vec![40 + 10 * *weight; 2 * tokens.len()];
+            let ids: Vec<u32> = tokens.iter().flat_map(|token| [*token, 1 << 23]).collect();
+            rollout
+                .append_known(tokens, KnownRows::new(2, &ids, &probabilities).unwrap())
+                .unwrap();
+            rollout.close_with_weight(f64::from(*weight) / 4.0).unwrap();
+        }
+        // One rollout runs on into the next visit, and so waits apart for a while.
+        let running = history.rollout(0, &[]).unwrap();
+        running.append(&[2, 0, 1, 2]).unwrap();
+        history.advance();
+        drop(straggler.replace(running));
+    }
+    history
+}
+
+fn drafts(history: &RolloutHistory) -> Vec<Draft> {
+    let mut drafts = Vec::new();
+    for problem in 0..3 {
+        let rollout = history.rollout(problem, &[1]).unwrap();
+        for token in [0, 1, 2, 0, 1, 1, 2] {
+            rollout.append(&[token]).unwrap();
+            drafts.push(rollout.draft(&DraftOptions::default()).unwrap());
+        }
+    }
+    drafts
+}
+
+fn without_bytes(history: &RolloutHistory) -> HistoryStats {
+    history.maintain();
+    HistoryStats {
+        bytes: 0,
+        ..history.stats()
+    }
+}
+
+fn visits() -> impl Strategy<Value = Vec<Visit>> {
+    let rollout = (0u64..3, prop::collection::vec(0u32..4, 1..20), 0u8..9);
+    prop::collection::vec(prop::collection::vec(rollout, 0..4), 1..6)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_loaded_history_drafts_identically(
+        window in 1usize..4,
+        decay in prop::sample::select(vec![1.0, 0.7]),
+        visits in visits(),
+    ) {
+        let path = directory("identical").join("history");
+        let history = history(HistoryOptions { window, decay, ..HistoryOptions::default() }, &visits);
+        history.save(&path).unwrap();
+        let loaded = RolloutHistory::load(&path, |_| ()).unwrap();
+        prop_assert_eq!(loaded.options(), history.options());
+        prop_assert_eq!(without_bytes(&loaded), without_bytes(&history));
+        prop_assert_eq!(drafts(&loaded), drafts(&history));
+        // And it goes on as the other does.
+        for history in [&loaded, &history] {
+            history.advance();
+        }
+        prop_assert_eq!(drafts(&loaded), drafts(&history));
+        prop_assert_eq!(without_bytes(&loaded), without_bytes(&history));
+    }
+}
+
+fn small() -> RolloutHistory {
+    let visit = vec![(0, vec![1, 2, 3], 4), (2, vec![3, 2], 2)];
+    history(
+        HistoryOptions {
+            window: 3,
+            ..HistoryOptions::default()
+        },
+        &[visit],
+    )
+}
+
+fn refusal(path: &Path) -> String {
+    RolloutHistory::load(path, |_| ()).unwrap_err().to_string()
+}
+
+#[test]
+fn truncated_and_damaged_files_are_refused() {
+    let path = directory("damage").join("history");
+    small().save(&path).unwrap();
+    let whole = fs::read(&path).unwrap();
+    for length in 0..whole.len() {
+        fs::write(&path, &whole[..length]).unwrap();
+        let message = refusal(&path);
+        assert!(message.contains("truncated"), "{length} bytes: {message}");
+    }
+    for at in 0..whole.len() {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (at % 8);
+        fs::write(&path, &bytes).unwrap();
+        let message = refusal(&path);
+        assert!(
+            message.starts_with(&path.display().to_string()),
+            "byte {at}: {message}"
+        );
+    }
+    fs::write(&path, [whole.as_slice(), b"x"].concat()).unwrap();
+    assert!(refusal(&path).contains("after its end"));
+    fs::write(&path, b"something else entirely").unwrap();
+    assert!(refusal(&path).contains("not a rollout history"));
+    let mut newer = whole.clone();
+    newer[8..12].copy_from_slice(&7u32.to_le_bytes());
+    fs::write(&path, &newer).unwrap();
+    assert!(
+        refusal(&path)
+            .contains("format version 7, this release reads versions up to 1: use a newer release")
+    );
+    fs::write(&path, &whole).unwrap();
+    assert_eq!(
+        drafts(&RolloutHistory::load(&path, |_| ()).unwrap()),
+        drafts(&small())
+    );
+}
+
+#[test]
+fn files_that_cannot_be_read_or_written_say_so() {
+    let directory = directory("missing");
+    let error = RolloutHistory::load(&directory.join("none"), |_| ()).unwrap_err();
+    assert_eq!(error.io_kind(), Some(std::io::ErrorKind::NotFound));
+    let error = small()
+        .save(&directory.join("no/such/directory"))
+        .unwrap_err();
+    assert_eq!(error.io_kind(), Some(std::io::ErrorKind::NotFound));
+}
+
+#[test]
+fn options_may_be_changed_on_loading() {
+    let path = directory("options").join("history");
+    small().save(&path).unwrap();
+    let loaded = RolloutHistory::load(&path, |options| options.max_bytes = 0).unwrap();
+    assert_eq!(loaded.stats().problems, 0, "nothing fits in no bytes");
+    let error = RolloutHistory::load(&path, |options| options.window = 0).unwrap_err();
+    assert!(error.to_string().contains("window is 0"));
+}
+
+const CHILD: &str = "DAS_SNAPSHOT_CHILD";
+
+/// A process that saves two histories in turn, over and over, killed at some moment: one of them is in the file, whole.
+#[test]
+fn a_kill_leaves_a_whole_file() {
+    let rollout = |seed: u32| {
+        (
+            0u64,
+            (0..60_000)
+                .map(|i: u32| i.wrapping_mul(seed) >> 20)
+                .collect(),
+            4u8,
+        )
+    };
+    let histories =
+        [3, 5].map(|seed| history(HistoryOptions::default(), &[vec![rollout(seed * 40_503)]]));
+    if let Some(path) = std::env::var_os(CHILD) {
+        loop {
+            histories
+                .iter()
+                .for_each(|history| history.save(Path::new(&path)).unwrap());
+        }
+    }
+    let path = directory("kill").join("history");
+    histories[0].save(&path).unwrap();
+    let expected = histories.each_ref().map(drafts);
+    for round in 0..20 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_kill_leaves_a_whole_file"])
+            .env(CHILD, &path)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Wait until it saves, then a little more, differently each time.
+        let before = fs::metadata(&path).unwrap().modified().unwrap();
+        let start = Instant::now();
+        while fs::metadata(&path).unwrap().modified().unwrap() == before
+            && start.elapsed() < Duration::from_secs(20)
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_micros(1300 * round));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let loaded = drafts(&RolloutHistory::load(&path, |_| ()).unwrap());
+        assert!(expected.contains(&loaded), "round {round}");
+    }
+}
