@@ -26,6 +26,7 @@ pub(crate) struct Arena<T> {
 }
 
 /// Segment, offset in it, and its size, for an index.
+#[inline]
 fn locate(index: u32) -> (usize, usize, usize) {
     let shifted = index + (1 << BASE);
     let top = 31 - shifted.leading_zeros();
@@ -48,6 +49,7 @@ impl<T: Default> Arena<T> {
     }
 
     /// The element at an index that has been handed out by [`Self::push`] and has reached this thread by an Acquire.
+    #[inline]
     pub(crate) fn get(&self, index: u32) -> &T {
         let (segment, offset, _) = locate(index);
         &self.segments[segment]

@@ -36,10 +36,14 @@ pub(crate) struct Blend {
     /// Per source: contexts mixed in, and the occurrences of the last.
     levels: [u32; 2],
     totals: [u64; 2],
+    /// What an occurrence of full weight in the history counts.
+    unit: u64,
 }
 
 impl Blend {
-    pub(crate) fn clear(&mut self) {
+    /// Begins a distribution. An occurrence of full weight in the history counts `unit`.
+    pub(crate) fn clear(&mut self, unit: u64) {
+        self.unit = unit;
         self.shares.clear();
         (self.mass, self.levels, self.totals) = (1.0, [0; 2], [0; 2]);
     }
@@ -65,14 +69,12 @@ impl Blend {
         total == self.totals[source as usize]
     }
 
-    /// Mixes in a context, longest first: its followers with their counts, the `latest` one if that matters. An occurrence
-    /// of full weight counts `unit`.
+    /// Mixes in a context, longest first: its followers with their counts, the `latest` one if that matters.
     pub(crate) fn add(
         &mut self,
         source: Source,
         length: u32,
         evidence: Evidence,
-        unit: u64,
         followers: &[(Token, u64)],
         latest: Option<Token>,
     ) {
@@ -80,16 +82,18 @@ impl Blend {
         self.levels[source as usize] += 1;
         self.totals[source as usize] = total;
         let most = followers.iter().map(|&(_, count)| count).max();
-        let dominant = most.unwrap_or(0) as f32 > DOMINANT * total as f32;
+        let dominant = float(most.unwrap_or(0)) > DOMINANT * float(total);
         if let Some(token) = latest.filter(|_| distinct > 1) {
             let weight = recency_weight(dominant);
             self.claim(token, weight);
             self.mass *= 1.0 - weight;
         }
-        let weight = weight(source, length, in_units(total, unit), distinct, dominant);
+        let unit = [1, self.unit][source as usize];
+        let occurrences = Occurrences { total, unit };
+        let weight = weight(source, length, occurrences, distinct, dominant);
         for &(token, count) in followers {
             if token < TOKEN_LIMIT {
-                self.claim(token, weight * count as f32 / total as f32);
+                self.claim(token, weight * float(count) / float(total));
             }
         }
         self.mass *= 1.0 - weight;
@@ -98,6 +102,11 @@ impl Blend {
     fn claim(&mut self, token: Token, part: f32) {
         *self.shares.entry(token) += self.mass * part;
     }
+}
+
+/// A count as a float. Counts are below 2^63, and signed numbers convert faster.
+fn float(count: u64) -> f32 {
+    count as i64 as f32
 }
 
 /// The part of the own text's latest follower, where there are several. Learned, as the parts below, from recorded
@@ -111,18 +120,37 @@ pub(crate) fn in_units(total: u64, unit: u64) -> u64 {
     ((total + unit / 2) / unit).max(1)
 }
 
+/// [`in_units`] of these, without dividing.
+#[derive(Clone, Copy)]
+struct Occurrences {
+    total: u64,
+    unit: u64,
+}
+
+impl Occurrences {
+    /// Whether they are that many or more, of two or more.
+    fn reach(self, count: u64) -> bool {
+        self.total + self.unit / 2 >= count * self.unit
+    }
+}
+
 /// The part a context gets of what longer ones have left.
-fn weight(source: Source, length: u32, total: u64, distinct: u32, dominant: bool) -> f32 {
-    let often = total >= 5;
+fn weight(
+    source: Source,
+    length: u32,
+    occurrences: Occurrences,
+    distinct: u32,
+    dominant: bool,
+) -> f32 {
     if distinct == 1 {
         let by_count = match source {
             Source::Own => [0.25, 0.48, 0.57, 0.65],
             Source::History => [0.20, 0.33, 0.40, 0.65],
         };
-        let bucket = match total {
-            0 | 1 => 0,
-            2 => 1,
-            3 | 4 => 2,
+        let bucket = match occurrences {
+            some if !some.reach(2) => 0,
+            some if !some.reach(3) => 1,
+            some if !some.reach(5) => 2,
             _ => 3,
         };
         let by_length = match length {
@@ -132,6 +160,7 @@ fn weight(source: Source, length: u32, total: u64, distinct: u32, dominant: bool
         };
         return f32::max(by_count[bucket], by_length);
     }
+    let often = occurrences.reach(5);
     match source {
         Source::Own if dominant => 0.25,
         Source::Own if length == 1 && often => 0.40,

@@ -401,7 +401,7 @@ impl Scratch {
     /// Blends the contexts of the node opened last, longest first, own text first at equal length.
     fn mix(&mut self, view: &View) {
         let node = self.open.last().expect("a node was opened").clone();
-        self.blend.clear();
+        self.blend.clear(view.tree.unit());
         self.own.clear();
         let mut latest = (0, 0);
         let mut lengths = 0..self.lengths.len();
@@ -459,7 +459,7 @@ impl Scratch {
         let evidence = Evidence { total, distinct };
         let latest = Some(latest);
         self.blend
-            .add(Source::Own, length, evidence, 1, &self.followers, latest);
+            .add(Source::Own, length, evidence, &self.followers, latest);
     }
 
     /// Mixes in what followed a context in the other rollouts: the tree's counts less the request's own. Returns whether
@@ -494,15 +494,9 @@ impl Scratch {
         if evidence.total == 0 || self.blend.repeats(Source::History, evidence.total) {
             return false;
         }
-        let (length, unit) = (context.length + node.depth, view.tree.unit());
-        self.blend.add(
-            Source::History,
-            length,
-            evidence,
-            unit,
-            &self.followers,
-            None,
-        );
+        let length = context.length + node.depth;
+        self.blend
+            .add(Source::History, length, evidence, &self.followers, None);
         true
     }
 }

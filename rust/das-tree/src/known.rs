@@ -158,12 +158,10 @@ impl<'a> KnownRows<'a> {
         }
     }
 
-    /// What to store beside the `row`-th token, which is `drawn`.
-    pub(crate) fn beside(&self, row: usize, drawn: Token) -> Distribution {
-        if self.is_empty() {
-            return Distribution::default();
-        }
-        Distribution::new(self.row(row)).unless_certain(drawn)
+    /// What to store beside each of the tokens, which were drawn from the rows.
+    pub(crate) fn beside_all(self, drawn: &[Token]) -> impl Iterator<Item = Distribution> {
+        let beside = move |(row, &token)| Distribution::new(self.row(row)).unless_certain(token);
+        drawn.iter().enumerate().map(beside)
     }
 
     fn row(&self, row: usize) -> impl Iterator<Item = (Token, u8)> + Clone + 'a {
@@ -376,8 +374,10 @@ mod tests {
     #[test]
     fn a_certain_token_needs_no_distribution() {
         let rows = KnownRows::new(2, &[5, 6, 5, 6, 5, 6], &[243, 12, 243, 12, 242, 12]).unwrap();
-        assert!(rows.beside(0, 5).is_empty());
-        assert_eq!(rows.beside(1, 6).tokens(), [5, 6]);
-        assert_eq!(rows.beside(2, 5).tokens(), [5, 6]);
+        let stored: Vec<Vec<u32>> = rows
+            .beside_all(&[5, 6, 5])
+            .map(|known| known.tokens().to_vec())
+            .collect();
+        assert_eq!(stored, [vec![], vec![5, 6], vec![5, 6]]);
     }
 }

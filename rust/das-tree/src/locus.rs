@@ -26,8 +26,6 @@ struct Way {
     start: Pos,
     /// The depth at which the label ends: at the node below, or where a leaf's text ends for now.
     end: u32,
-    /// Weight of the counted occurrences.
-    count: u64,
 }
 
 impl Locus {
@@ -60,8 +58,7 @@ impl Tree {
 
     /// Weight of the counted occurrences of the string, with or without a follower.
     pub(crate) fn occurrences(&self, at: &Locus) -> u64 {
-        at.edge
-            .map_or_else(|| self.nodes.get(at.node).count(), |way| way.count)
+        self.nodes.child_count(self.below(at), &self.text)
     }
 
     /// One token down.
@@ -97,25 +94,14 @@ impl Tree {
                         edge: None,
                     };
                 }
-                let (start, count) = (child.position(), child.count());
-                Way {
-                    below,
-                    start,
-                    end,
-                    count,
-                }
+                let start = child.position();
+                Way { below, start, end }
             }
             Child::Leaf(start) => {
                 let (owner, offset) = self.text.owner(start);
-                let owner = self.text.record(owner);
-                let end = (owner.active().indexed - offset).min(self.max_depth);
-                let count = owner.weight();
-                Way {
-                    below,
-                    start,
-                    end,
-                    count,
-                }
+                let length = self.text.record(owner).active().indexed - offset;
+                let end = length.min(self.max_depth);
+                Way { below, start, end }
             }
         };
         let edge = Some(way);
@@ -130,10 +116,10 @@ impl Tree {
     /// Weight of the occurrences of the string that have a follower.
     pub(crate) fn total(&self, at: &Locus) -> u64 {
         match at.edge {
-            Some(way) if at.depth < way.end => way.count,
+            Some(way) if at.depth >= way.end => 0,
             // At the depth cap a node has occurrences but no followers.
-            None if at.depth < self.max_depth => self.nodes.get(at.node).count(),
-            _ => 0,
+            None if at.depth >= self.max_depth => 0,
+            _ => self.occurrences(at),
         }
     }
 
@@ -152,11 +138,9 @@ impl Tree {
         let Some(token) = self.label(&way, at.depth) else {
             return Evidence::default();
         };
-        out.push((token, way.count));
-        Evidence {
-            total: way.count,
-            distinct: 1,
-        }
+        let total = self.occurrences(at);
+        out.push((token, total));
+        Evidence { total, distinct: 1 }
     }
 
     /// Weight of the occurrences that `token` has followed.

@@ -168,6 +168,7 @@ impl Nodes {
     }
 
     /// The slot of the edge whose label begins with `token`, and what it held when read.
+    #[inline]
     pub(crate) fn find(&self, id: NodeId, token: Token) -> Option<(&AtomicU64, Child)> {
         let node = self.nodes.get(id);
         for slot in &node.edges {
@@ -268,6 +269,7 @@ impl Nodes {
         }
     }
 
+    #[inline]
     pub(crate) fn child_count(&self, child: Child, text: &Text) -> u64 {
         match child {
             Child::Leaf(start) => text.weight(start),

@@ -164,6 +164,7 @@ impl Text {
     }
 
     /// What the suffix that starts at `pos` counts.
+    #[inline]
     pub(crate) fn weight(&self, pos: Pos) -> u64 {
         let common = self.common_weight.load(Ordering::Relaxed); // see `open`
         if common == MIXED {
@@ -178,24 +179,26 @@ impl Text {
         self.chunks.len() as usize + more / CHUNK as usize + 2 > MAX_CHUNKS as usize
     }
 
-    /// Appends to a sequence's log, each token with what was known there, and publishes the new length. One thread at a
-    /// time per sequence.
+    /// Appends to a sequence's log, with what was known of each token if anything was, and publishes the new length. One
+    /// thread at a time per sequence.
     pub(crate) fn append(
         &self,
         id: SeqId,
-        tokens: impl Iterator<Item = (Token, Distribution)>,
+        tokens: impl Iterator<Item = Token>,
+        mut known: Option<impl Iterator<Item = Distribution>>,
         meter: &Meter,
     ) {
         let record = self.record(id);
         let mut len = record.len.load(Ordering::Relaxed); // only this thread writes it
         let mut last = record.last.load(Ordering::Relaxed); // as above
-        for (token, distribution) in tokens {
+        for token in tokens {
             if len % CHUNK == 0 {
                 last = self.add_chunk(id, len, last, meter);
             }
             let chunk = self.chunks.get(last);
             chunk.tokens[(len % CHUNK) as usize].store(token, Ordering::Relaxed); // published by the store of `len`
-            if !distribution.is_empty() {
+            let distribution = known.as_mut().and_then(Iterator::next);
+            if let Some(distribution) = distribution.filter(|known| !known.is_empty()) {
                 self.note(chunk, len % CHUNK, &distribution, meter);
             }
             len += 1;
@@ -235,6 +238,7 @@ impl Text {
     }
 
     /// The token `ahead` (at most 64) places after `pos`, which must have been published.
+    #[inline]
     pub(crate) fn token(&self, pos: Pos, ahead: u32) -> Token {
         let chunk = self.chunks.get(pos / CHUNK);
         let offset = pos % CHUNK + ahead;

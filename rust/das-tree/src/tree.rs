@@ -181,19 +181,21 @@ impl Tree {
         tokens: &[Token],
         known: KnownRows,
     ) -> Result<(), Error> {
-        let beside = |(row, &token)| (token, known.beside(row, token));
-        self.append_pairs(id, tokens.iter().enumerate().map(beside))
+        let known = (!known.is_empty()).then(|| known.beside_all(tokens));
+        self.append_text(id, tokens, known)
     }
 
-    /// Appends tokens and the distributions to be kept beside them.
-    pub(crate) fn append_pairs(
+    /// Appends tokens and, perhaps, the distributions to be kept beside them.
+    pub(crate) fn append_text(
         &self,
         id: SeqId,
-        tokens: impl ExactSizeIterator<Item = (Token, Distribution)>,
+        tokens: &[Token],
+        known: Option<impl Iterator<Item = Distribution>>,
     ) -> Result<(), Error> {
         let more = tokens.len();
         self.check_room(self.text.record(id).len() as usize, more)?;
-        self.text.append(id, tokens, &self.meter);
+        let tokens = tokens.iter().copied();
+        self.text.append(id, tokens, known, &self.meter);
         self.tokens.fetch_add(more, Ordering::Relaxed); // a statistic
         self.submit(id);
         Ok(())
@@ -205,8 +207,9 @@ impl Tree {
     }
 
     fn append_marker(&self, id: SeqId, marker: Token) {
-        let symbol = std::iter::once((marker, Distribution::default()));
-        self.text.append(id, symbol, &self.meter);
+        let nothing = None::<std::iter::Empty<Distribution>>;
+        self.text
+            .append(id, std::iter::once(marker), nothing, &self.meter);
         self.submit(id);
     }
 

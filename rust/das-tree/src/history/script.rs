@@ -78,18 +78,15 @@ impl Script {
             .extend(entries.map(|(&token, &probability)| token << 8 | u32::from(probability)));
     }
 
-    /// Each token with its distribution.
-    fn pairs(&self) -> impl ExactSizeIterator<Item = (Token, Distribution)> {
+    /// The distributions beside the tokens, if there are any.
+    fn known(&self) -> Option<impl Iterator<Item = Distribution>> {
         let mut from = 0;
-        (0..self.tokens.len()).map(move |i| {
-            let size = self.sizes.get(i).map_or(0, |&size| usize::from(size));
-            let entries = &self.entries[from..from + size];
-            from += size;
-            (
-                self.tokens[i],
-                Distribution::new(entries.iter().map(|&entry| (entry >> 8, entry as u8))),
-            )
-        })
+        let next = move |&size: &u8| {
+            let entries = &self.entries[from..from + usize::from(size)];
+            from += usize::from(size);
+            Distribution::new(entries.iter().map(|&entry| (entry >> 8, entry as u8)))
+        };
+        (!self.sizes.is_empty()).then(|| self.sizes.iter().map(next))
     }
 }
 
@@ -113,7 +110,8 @@ impl Tree {
         let id = self
             .open_record(weight)
             .expect("a tree is made of less than what fits");
-        self.append_pairs(id, script.pairs()).expect("as above");
+        self.append_text(id, script.tokens(), script.known())
+            .expect("as above");
         self.close_record(id);
     }
 }

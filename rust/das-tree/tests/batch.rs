@@ -1,0 +1,157 @@
+//! A step does what separate calls do, on however many threads, and takes a long prompt in by parts.
+#![cfg(not(loom))]
+
+use std::{sync::Arc, time::Instant};
+
+use das_tree::{
+    Draft, DraftOptions, KnownRows, Sequence, StepDrafts, StepRequest, Tree, step, step_into,
+};
+use proptest::prelude::*;
+
+const WIDTH: usize = 8;
+
+fn request<'a>(sequence: &'a Sequence, accepted: &'a [u32]) -> StepRequest<'a> {
+    let options = DraftOptions {
+        max_nodes: WIDTH,
+        ..DraftOptions::default()
+    };
+    StepRequest {
+        sequence,
+        accepted,
+        known: KnownRows::default(),
+        options,
+    }
+}
+
+fn row(drafts: &StepDrafts, row: usize) -> Draft {
+    let cells = row * WIDTH..row * WIDTH + drafts.sizes[row] as usize;
+    Draft {
+        tokens: drafts.tokens[cells.clone()]
+            .iter()
+            .map(|&token| token as u32)
+            .collect(),
+        parents: drafts.parents[cells.clone()].to_vec(),
+        probabilities: drafts.probabilities[cells].to_vec(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Forty sequences in trees of all sizes, some on their own, some many to a tree.
+    #[test]
+    fn spread_over_trees(
+        trees in prop::collection::vec(0usize..7, 40),
+        rounds in prop::collection::vec(prop::collection::vec(prop::collection::vec(0u32..3, 0..4), 40), 1..12),
+    ) {
+        let open = || -> Vec<Sequence> {
+            let forest: Vec<Arc<Tree>> = (0..7).map(|_| Tree::new(64).unwrap()).collect();
+            trees.iter().map(|&tree| forest[tree].sequence(&[1, 2]).unwrap()).collect()
+        };
+        let (together, apart) = (open(), open());
+        let mut drafts = StepDrafts::default();
+        for round in &rounds {
+            let requests: Vec<StepRequest> = together.iter().zip(round).map(|(sequence, accepted)| request(sequence, accepted)).collect();
+            step_into(&requests, WIDTH, &mut drafts).unwrap();
+            for (i, (sequence, accepted)) in apart.iter().zip(round).enumerate() {
+                sequence.append(accepted).unwrap();
+                let options = DraftOptions { max_nodes: WIDTH, ..DraftOptions::default() };
+                prop_assert_eq!(row(&drafts, i), sequence.draft(&options).unwrap());
+                prop_assert!(drafts.tokens[i * WIDTH + drafts.sizes[i] as usize..(i + 1) * WIDTH].iter().all(|&token| token == 0));
+            }
+        }
+    }
+}
+
+/// A batch large enough to be spread, from several threads at once.
+#[test]
+fn batches_from_many_threads() {
+    let run = |seed: u32| -> Vec<StepDrafts> {
+        let forest: Vec<Arc<Tree>> = (0..8).map(|_| Tree::new(64).unwrap()).collect();
+        let sequences: Vec<Sequence> = (0..64)
+            .map(|i| forest[i % 8].sequence(&[]).unwrap())
+            .collect();
+        let tokens: Vec<u32> = (0..64 * 200u32)
+            .map(|i| i.wrapping_mul(seed) >> 29)
+            .collect();
+        let steps = tokens.chunks(64 * 2).map(|tokens| {
+            let requests: Vec<StepRequest> = sequences
+                .iter()
+                .zip(tokens.chunks(2))
+                .map(|(sequence, tokens)| request(sequence, tokens))
+                .collect();
+            step(&requests, WIDTH).unwrap()
+        });
+        steps.collect()
+    };
+    let seeds = [2_654_435_761, 40_503, 97];
+    let alone = seeds.map(run);
+    let together = std::thread::scope(|scope| {
+        seeds
+            .map(|seed| scope.spawn(move || run(seed)))
+            .map(|thread| thread.join().unwrap())
+    });
+    assert_eq!(alone, together);
+}
+
+#[test]
+fn errors_change_nothing() {
+    let tree = Tree::new(64).unwrap();
+    let sequences: Vec<Sequence> = (0..3).map(|_| tree.sequence(&[]).unwrap()).collect();
+    sequences[2].close();
+    let requests: Vec<StepRequest> = sequences
+        .iter()
+        .map(|sequence| request(sequence, &[1]))
+        .collect();
+    assert!(step(&requests, WIDTH).unwrap_err().is_closed());
+    let invalid = [
+        request(&sequences[0], &[1]),
+        request(&sequences[1], &[1 << 31]),
+    ];
+    assert!(
+        step(&invalid, WIDTH)
+            .unwrap_err()
+            .to_string()
+            .contains("tokens[0] is 2147483648")
+    );
+    let odd = StepRequest {
+        known: KnownRows::new(1, &[1, 2], &[9, 9]).unwrap(),
+        ..request(&sequences[1], &[1])
+    };
+    assert!(step(&[request(&sequences[0], &[1]), odd], WIDTH).is_err());
+    assert_eq!(tree.len(), 0);
+}
+
+/// A prompt of 128k tokens is taken in over some steps, none of which takes long, and is drafted from in the end.
+#[test]
+fn a_long_prompt_joins_without_stalling() {
+    let tree = Tree::new(64).unwrap();
+    let prompt: Vec<u32> = (0..131_072u32)
+        .map(|i| i.wrapping_mul(2_654_435_761) >> 15)
+        .collect();
+    let others: Vec<Sequence> = (0..8)
+        .map(|_| tree.sequence(&prompt[..50]).unwrap())
+        .collect();
+    let joining = tree.sequence(&prompt).unwrap();
+    let sequences: Vec<&Sequence> = others.iter().chain([&joining]).collect();
+    let mut slowest = std::time::Duration::ZERO;
+    for at in 100..200 {
+        let requests: Vec<StepRequest> = sequences
+            .iter()
+            .map(|sequence| request(sequence, &prompt[at..=at]))
+            .collect();
+        let start = Instant::now();
+        let drafts = step(&requests, WIDTH).unwrap();
+        slowest = slowest.max(start.elapsed());
+        // The beginning was taken in when it joined, and it is repeated.
+        assert_eq!(drafts.tokens[8 * WIDTH], prompt[at + 1] as i32);
+    }
+    // The last part is known by now as well.
+    joining.append(&prompt[131_000..131_010]).unwrap();
+    assert_eq!(
+        joining.draft(&DraftOptions::default()).unwrap().tokens[0],
+        prompt[131_010]
+    );
+    // Taking all of it in at once takes several milliseconds in a test build; a busy machine may well delay a step by some.
+    assert!(slowest.as_millis() < 100, "{slowest:?}");
+}
