@@ -21,8 +21,8 @@ enum Op {
     Close(usize),
 }
 
-fn op() -> impl Strategy<Value = Op> {
-    let token = 0u32..3;
+fn op(alphabet: u32) -> impl Strategy<Value = Op> {
+    let token = 0..alphabet;
     let prompt = prop::collection::vec(token.clone(), 0..5);
     prop_oneof![
         2 => (prompt, 1u64..64).prop_map(|(prompt, weight)| Op::Open(prompt, weight)),
@@ -137,15 +137,19 @@ fn paths(draft: &[(u32, i32, f32)], last: f32) -> Vec<(Vec<u32>, i32)> {
     paths
 }
 
-fn depth() -> impl Strategy<Value = usize> {
-    prop::sample::select(vec![4usize, 8, 64])
+/// A depth, and what is done; with a larger alphabet nodes become wide early.
+fn script() -> impl Strategy<Value = (usize, Vec<Op>)> {
+    let depth = prop::sample::select(vec![4usize, 8, 64]);
+    let ops = prop::sample::select(vec![2u32, 3, 9]);
+    let ops = ops.prop_flat_map(|alphabet| prop::collection::vec(op(alphabet), 1..50));
+    (depth, ops)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn weighted_counts(depth in depth(), ops in prop::collection::vec(op(), 1..50)) {
+    fn weighted_counts((depth, ops) in script()) {
         let mut world = World::new(depth);
         for (i, op) in ops.iter().enumerate() {
             world.apply(op);
@@ -161,7 +165,7 @@ proptest! {
     }
 
     #[test]
-    fn weighted_drafts(depth in depth(), ops in prop::collection::vec(op(), 1..50)) {
+    fn weighted_drafts((depth, ops) in script()) {
         let mut world = World::new(depth);
         for (i, op) in ops.iter().enumerate() {
             world.apply(op);
