@@ -59,3 +59,16 @@ def test_the_same_calls_give_the_same_drafts() -> None:
         return drafts
 
     assert run() == run()
+
+
+def test_a_long_prompt_is_taken_in_over_steps() -> None:
+    prompt = np.random.default_rng(0).permutation(60_000)[:50_000]
+    tree = SuffixTree()
+    sequences = [tree.sequence(context=prompt), tree.sequence()]
+    for at in range(20):
+        tokens = np.array([prompt[at], 1], np.int32)
+        drafted, *_ = step(sequences, tokens, [0, 1, 2], [1, 1], [0, 0], 1)
+        # Its first 4096 tokens count from the beginning.
+        assert drafted[0, 0] == prompt[at + 1]
+    sequences[0].append(prompt[40_000:40_002])
+    assert sequences[0].draft(1).tokens.tolist() == [prompt[40_002]]

@@ -1,11 +1,12 @@
 """Threads: appenders and drafters on one tree, and on one sequence."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 import numpy as np
 import pytest
-from sglang_das import RolloutHistory, SuffixTree
+from sglang_das import RolloutHistory, SuffixTree, step
 
 THREADS = 6
 
@@ -95,3 +96,75 @@ def test_history_from_many_threads() -> None:
         tree = history.tree(problem)
         if tree is not None:
             tree.check_integrity()
+
+
+@pytest.mark.timeout(120)
+def test_drafts_do_not_depend_on_when_trees_are_rebuilt() -> None:
+    """One thread per problem drafts and appends while another moves the version on: each drafts as it would alone."""
+    texts = np.random.default_rng(2).integers(0, 5, (THREADS, 6, 400))
+
+    def visit(history: RolloutHistory, problem: int, text: np.ndarray) -> list[bytes]:
+        rollout, drafts = history.rollout(problem, context=[problem, 1]), []
+        for at in range(0, len(text), 4):
+            rollout.append(text[at : at + 4])
+            draft = rollout.draft(max_tokens=8)
+            drafts.append(draft.tokens.tobytes() + draft.probabilities.tobytes())
+        rollout.close()
+        return drafts
+
+    def alone(problem: int) -> list[list[bytes]]:
+        history, drafts = RolloutHistory(window=2, decay=0.5), []
+        for text in texts[problem]:
+            drafts.append(visit(history, problem, text))
+            history.advance()
+            history.maintain()
+        return drafts
+
+    together, barrier = RolloutHistory(window=2, decay=0.5), Barrier(THREADS, action=lambda: together.advance())
+
+    def one_of_many(problem: int) -> list[list[bytes]]:
+        drafts = []
+        for text in texts[problem]:
+            drafts.append(visit(together, problem, text))
+            barrier.wait()
+        return drafts
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(one_of_many, range(THREADS)))
+    assert found == [alone(problem) for problem in range(THREADS)]
+    assert together.stats()["expired_rollouts"] == 5 * THREADS
+
+
+@pytest.mark.timeout(120)
+def test_steps_drafts_rebuilds_and_files_at_once(tmp_path: Path) -> None:
+    """Everything at the same time: what is left is whole, and what is saved can be loaded."""
+    history, file = RolloutHistory(window=2, decay=0.9, max_bytes=8_000_000), tmp_path / "history"
+    ids, probabilities = np.tile(np.arange(4), (16, 1)), np.full((16, 4), 60, np.uint8)
+
+    def steps(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for round_ in range(12):
+            rollouts = [history.rollout(problem) for problem in range(8)]
+            for _ in range(10):
+                tokens = random.integers(0, 6, 16)
+                arguments = (np.arange(9) * 2, np.full(8, 6), np.zeros(8), 6)
+                drafted, *_ = step(rollouts, tokens, *arguments, ids=ids, probabilities=probabilities)
+                assert ((drafted >= 0) & (drafted < 6)).all()
+            for i, rollout in enumerate(rollouts):
+                rollout.close(weight=i / 4 if round_ % 2 else None)
+
+    def others(seed: int) -> None:
+        for _ in range(20):
+            history.advance()
+            history.save(file)
+            assert RolloutHistory.load(file, max_bytes=seed * 1_000_000).generation > 0
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for done in [pool.submit(steps, 1), pool.submit(others, 2), pool.submit(steps, 3), pool.submit(others, 4)]:
+            done.result()
+    assert history.stats()["running"] == 0
+    for problem in range(8):
+        tree = history.tree(problem)
+        if tree is not None:
+            tree.check_integrity()
+    assert [path.name for path in tmp_path.iterdir()] == ["history"]

@@ -45,7 +45,7 @@ impl RolloutHistory {
     pub fn save(&self, path: &Path) -> Result<(), Error> {
         let _one_at_a_time = lock(&self.shared.saving);
         let (header, problems) = self.image();
-        let fresh = beside(path);
+        let fresh = beside(path, Arc::as_ptr(&self.shared) as usize);
         let written = write(&fresh, &header, &problems).and_then(|()| replace(&fresh, path));
         written.map_err(|error| {
             let _ = fs::remove_file(&fresh); // what failed is reported below
@@ -137,10 +137,10 @@ struct Header {
     problems: u64,
 }
 
-/// A name for the new file in the directory of the old one.
-fn beside(path: &Path) -> PathBuf {
+/// A name for the new file in the directory of the old one, that nobody else uses.
+fn beside(path: &Path, history: usize) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
+    name.push(format!(".{}-{history:x}.tmp", std::process::id()));
     path.with_file_name(name)
 }
 
