@@ -60,7 +60,7 @@ pub fn step_into(
     SCRATCH.with(|scratch| {
         let Scratch { trees, draft } = &mut *scratch.borrow_mut();
         let taken_in = check(requests, trees)?;
-        if spread::pays(trees) {
+        if spread::pays(requests, trees, width) {
             return spread::step(requests, trees, width, taken_in, drafts);
         }
         drafts.clear(requests.len(), width);

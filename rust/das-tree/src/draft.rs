@@ -291,9 +291,9 @@ impl Scratch {
         self.contexts.clear();
         // How many own occurrences the tree counts as ones of a context, by its length: first the changes, then the sums.
         self.shared_totals.clear();
-        self.shared_totals.resize(start.depth as usize + 2, 0);
+        self.shared_totals.resize(start.depth() as usize + 2, 0);
         for &Occurrence { above, upto, .. } in &self.occurrences {
-            let upto = upto.min(start.depth);
+            let upto = upto.min(start.depth());
             if above < upto {
                 self.shared_totals[above as usize + 1] += 1;
                 self.shared_totals[upto as usize + 1] -= 1;
@@ -304,11 +304,11 @@ impl Scratch {
         }
         let mut last = 0;
         let mut at = Some(start);
-        while let Some(locus) = at.filter(|at| at.depth > 0 && self.contexts.len() < CONTEXTS) {
-            let own = self.shared_totals[locus.depth as usize] as u64 * view.weight;
+        while let Some(locus) = at.filter(|at| at.depth() > 0 && self.contexts.len() < CONTEXTS) {
+            let own = self.shared_totals[locus.depth() as usize] as u64 * view.weight;
             let total = view.tree.total(&locus).saturating_sub(own);
             if total != last && total > 0 {
-                let length = locus.depth;
+                let length = locus.depth();
                 self.contexts.push(Context { locus, length });
                 last = total;
             }

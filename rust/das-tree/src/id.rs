@@ -50,14 +50,14 @@ pub(crate) enum Child {
 const LEAF_BIT: u32 = 1 << 31;
 
 impl Child {
-    fn to_bits(self) -> u32 {
+    pub(crate) fn to_bits(self) -> u32 {
         match self {
             Child::Node(id) => id,
             Child::Leaf(start) => start | LEAF_BIT,
         }
     }
 
-    fn from_bits(bits: u32) -> Self {
+    pub(crate) fn from_bits(bits: u32) -> Self {
         if bits & LEAF_BIT == 0 {
             Child::Node(bits)
         } else {

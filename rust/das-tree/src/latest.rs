@@ -47,7 +47,7 @@ impl Tree {
     /// What followed the string at `at` in the occurrence counted last, unless it is in the sequence `except`: then, of those
     /// that the place and the edges below it remember, the one whose text came last. `None` if none goes on with a token.
     pub(crate) fn latest(&self, at: &Locus, except: Option<SeqId>) -> Option<Observation> {
-        let usable = |start: &Pos| self.follower(*start, at.depth, except).is_some();
+        let usable = |start: &Pos| self.follower(*start, at.depth(), except).is_some();
         let start = match self.below(at) {
             Child::Leaf(start) => Some(start).filter(usable),
             Child::Node(id) => {
@@ -62,7 +62,7 @@ impl Tree {
                 })
             }
         }?;
-        self.follower(start, at.depth, except)
+        self.follower(start, at.depth(), except)
     }
 
     /// The token `depth` places after `start`, if the text goes so far, it is a token of a user's, and of another sequence.

@@ -4,17 +4,22 @@
 //! becomes false: a node inserted on an edge leaves the edge's old target with the same text above it, and a leaf taken
 //! over by another text leaves the old one readable.
 
+use std::num::NonZeroU64;
+
 use crate::{
     id::{Child, NodeId, Pos, ROOT, Token},
     tree::Tree,
 };
 
-/// The place of a string of length `depth`: at `node`, or on the way from it down an edge.
+/// The place of a string: at a node, or on the way from it down an edge. Drafting moves many of these, so it is two words that
+/// fit registers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Locus {
-    node: NodeId,
-    pub(crate) depth: u32,
-    edge: Option<Way>,
+    /// The node, and 32 bits up where the edge leads; zero at the node itself.
+    place: u64,
+    /// Start of an occurrence of the whole string down to the end of the edge; 32 bits up the length of the string, eight more
+    /// bits up the depth at which the edge ends. Never zero.
+    label: NonZeroU64,
 }
 
 /// The edge a locus is on, as it was when the locus came to it.
@@ -28,12 +33,46 @@ struct Way {
     end: u32,
 }
 
+const NEVER_ZERO: u64 = 1 << 48;
+
 impl Locus {
     pub(crate) const ROOT: Self = Self {
-        node: ROOT,
-        depth: 0,
-        edge: None,
+        place: ROOT as u64,
+        label: NonZeroU64::new(NEVER_ZERO).unwrap(),
     };
+
+    fn at(node: NodeId, depth: u32) -> Self {
+        Self {
+            place: u64::from(node),
+            label: Self::ROOT.label | u64::from(depth) << 32,
+        }
+    }
+
+    fn on(node: NodeId, way: Way, depth: u32) -> Self {
+        let shape = u64::from(depth | way.end << 8);
+        Self {
+            place: u64::from(way.below.to_bits()) << 32 | u64::from(node),
+            label: Self::ROOT.label | shape << 32 | u64::from(way.start),
+        }
+    }
+
+    fn node(&self) -> NodeId {
+        self.place as u32
+    }
+
+    /// Length of the string.
+    pub(crate) fn depth(&self) -> u32 {
+        (self.label.get() >> 32) as u32 & 0xff
+    }
+
+    fn edge(&self) -> Option<Way> {
+        let below = (self.place >> 32) as u32;
+        (below != 0).then(|| Way {
+            below: Child::from_bits(below),
+            start: self.label.get() as u32,
+            end: (self.label.get() >> 40) as u32 & 0xff,
+        })
+    }
 }
 
 /// What has followed a string.
@@ -53,7 +92,7 @@ impl Tree {
 
     /// The node at the place or, on an edge, what it leads to.
     pub(crate) fn below(&self, at: &Locus) -> Child {
-        at.edge.map_or(Child::Node(at.node), |way| way.below)
+        at.edge().map_or(Child::Node(at.node()), |way| way.below)
     }
 
     /// Weight of the counted occurrences of the string, with or without a follower.
@@ -63,21 +102,17 @@ impl Tree {
 
     /// One token down.
     pub(crate) fn step(&self, at: &Locus, token: Token) -> Option<Locus> {
-        let depth = at.depth + 1;
-        let Some(way) = at.edge else {
-            let (_, child) = self.nodes.find(at.node, token)?;
-            return Some(self.enter(at.node, child, depth));
+        let depth = at.depth() + 1;
+        let Some(way) = at.edge() else {
+            let (_, child) = self.nodes.find(at.node(), token)?;
+            return Some(self.enter(at.node(), child, depth));
         };
-        if self.label(&way, at.depth) != Some(token) {
+        if self.label(&way, at.depth()) != Some(token) {
             return None;
         }
         Some(match way.below {
-            Child::Node(node) if way.end == depth => Locus {
-                node,
-                depth,
-                edge: None,
-            },
-            _ => Locus { depth, ..*at },
+            Child::Node(node) if way.end == depth => Locus::at(node, depth),
+            _ => Locus::on(at.node(), way, depth),
         })
     }
 
@@ -88,11 +123,7 @@ impl Tree {
                 let child = self.nodes.get(id);
                 let end = child.depth();
                 if end == depth {
-                    return Locus {
-                        node: id,
-                        depth,
-                        edge: None,
-                    };
+                    return Locus::at(id, depth);
                 }
                 let start = child.position();
                 Way { below, start, end }
@@ -104,8 +135,7 @@ impl Tree {
                 Way { below, start, end }
             }
         };
-        let edge = Some(way);
-        Locus { node, depth, edge }
+        Locus::on(node, way, depth)
     }
 
     /// The token of an edge's label at a depth, if it goes so far.
@@ -115,10 +145,10 @@ impl Tree {
 
     /// Weight of the occurrences of the string that have a follower.
     pub(crate) fn total(&self, at: &Locus) -> u64 {
-        match at.edge {
-            Some(way) if at.depth >= way.end => 0,
+        match at.edge() {
+            Some(way) if at.depth() >= way.end => 0,
             // At the depth cap a node has occurrences but no followers.
-            None if at.depth >= self.max_depth => 0,
+            None if at.depth() >= self.max_depth => 0,
             _ => self.occurrences(at),
         }
     }
@@ -127,15 +157,15 @@ impl Tree {
     /// and their totals.
     pub(crate) fn followers(&self, at: &Locus, out: &mut Vec<(Token, u64)>) -> Evidence {
         out.clear();
-        let Some(way) = at.edge else {
-            self.nodes.followers(at.node, &self.text, out);
+        let Some(way) = at.edge() else {
+            self.nodes.followers(at.node(), &self.text, out);
             let listed = out.iter().map(|&(_, count)| count).sum();
             // While another thread counts, the parts may be ahead of the whole.
             let total = self.total(at).max(listed);
-            let distinct = self.nodes.get(at.node).degree().max(out.len() as u32);
+            let distinct = self.nodes.get(at.node()).degree().max(out.len() as u32);
             return Evidence { total, distinct };
         };
-        let Some(token) = self.label(&way, at.depth) else {
+        let Some(token) = self.label(&way, at.depth()) else {
             return Evidence::default();
         };
         let total = self.occurrences(at);
@@ -152,9 +182,9 @@ impl Tree {
     /// The place of the string without its first token; `None` for the empty string, or if another thread is just now
     /// indexing the text that put the string there and has not come to its suffix.
     pub(crate) fn suffix(&self, at: &Locus) -> Option<Locus> {
-        let depth = at.depth.checked_sub(1)?;
-        let node = self.nodes.get(at.node);
-        let text = at.edge.map_or_else(|| node.position(), |way| way.start);
+        let depth = at.depth().checked_sub(1)?;
+        let node = self.nodes.get(at.node());
+        let text = at.edge().map_or_else(|| node.position(), |way| way.start);
         // A link is unset (zero, the root) at the root, at the depth cap and for a moment in a new node: go down from there.
         self.descend(node.link(), depth, |i| self.text.token(text, i + 1))
     }
@@ -170,8 +200,7 @@ impl Tree {
         loop {
             let above = self.nodes.get(node).depth();
             if above == depth {
-                let edge = None;
-                return Some(Locus { node, depth, edge });
+                return Some(Locus::at(node, depth));
             }
             let (_, child) = self.nodes.find(node, string(above))?;
             let start = match child {
@@ -191,7 +220,7 @@ impl Tree {
     /// The longest suffix of (the string at `at`, then `token`) that is in the tree and at most `limit` long.
     pub(crate) fn advance(&self, mut at: Locus, token: Token, limit: u32) -> Locus {
         loop {
-            let next = if at.depth < limit {
+            let next = if at.depth() < limit {
                 self.step(&at, token)
             } else {
                 None

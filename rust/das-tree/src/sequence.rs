@@ -196,7 +196,7 @@ impl Sequence {
     pub fn match_length(&self) -> Result<usize, Error> {
         let mut state = self.handle.lock();
         let running = state.running()?;
-        Ok(running.place(running.tree.max_depth - 1).start.depth as usize)
+        Ok(running.place(running.tree.max_depth - 1).start.depth() as usize)
     }
 }
 

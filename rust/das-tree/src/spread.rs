@@ -12,8 +12,8 @@ use crate::{
     sync::unmodelled::{Arc, Mutex, lock},
 };
 
-/// Rows for which waking a helper pays.
-const LEAST_ROWS: usize = 16;
+/// Drafted nodes and the like for which waking a helper pays: a tenth of a millisecond of work.
+const LEAST_WORK: usize = 400;
 
 /// A step's work, and where its results are left.
 struct Batch {
@@ -40,8 +40,14 @@ struct Part {
 }
 
 /// Whether to spread a step over threads; `trees` has the tree of each row.
-pub(crate) fn pays(trees: &[usize]) -> bool {
-    trees.len() >= LEAST_ROWS && trees.iter().any(|&tree| tree != trees[0]) && pool::has_helpers()
+pub(crate) fn pays(requests: &[StepRequest], trees: &[usize], width: usize) -> bool {
+    // A token takes about twice as long to append as one takes to draft, a row as long as a few.
+    let work = |request: &StepRequest| {
+        4 + 2 * request.accepted.len() + request.options.max_nodes.min(width)
+    };
+    requests.iter().map(work).sum::<usize>() >= LEAST_WORK
+        && trees.iter().any(|&tree| tree != trees[0])
+        && pool::has_helpers()
 }
 
 /// As `batch::step_into`, for arguments that have been checked.

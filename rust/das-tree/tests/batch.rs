@@ -42,7 +42,7 @@ proptest! {
     #[test]
     fn spread_over_trees(
         trees in prop::collection::vec(0usize..7, 40),
-        rounds in prop::collection::vec(prop::collection::vec(prop::collection::vec(0u32..3, 0..4), 40), 1..12),
+        rounds in prop::collection::vec(prop::collection::vec(prop::collection::vec(0u32..3, 0..4), 40), 1..8),
     ) {
         let open = || -> Vec<Sequence> {
             let forest: Vec<Arc<Tree>> = (0..7).map(|_| Tree::new(64).unwrap()).collect();
