@@ -160,7 +160,8 @@ class RolloutHistory:
     should it not be finished; rollouts that run meanwhile stay in the tree they are in. So what is drafted depends on
     the calls alone, not on the time the background work takes.
 
-    Above `max_bytes` the problems visited least recently leave, whenever a rollout begins or ends or the version moves;
+    Above `max_bytes` the problems visited least recently leave, whenever a rollout begins or ends, the version moves or
+    `maintain` is called;
     one with running rollouts stays. Methods may be called from any thread.
     """
 

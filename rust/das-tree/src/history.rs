@@ -83,8 +83,9 @@ pub struct HistoryStats {
 /// should it not be finished; rollouts that run meanwhile stay in the tree they are in, undisturbed, and join the others in the
 /// rebuild after their end. So what is drafted depends on the calls alone, not on the time the background work takes.
 ///
-/// When the history exceeds its bytes, the problems visited least recently leave, whenever a rollout begins or ends or the
-/// version moves; a problem with running rollouts stays. Room for trees being made is part of the reckoning.
+/// When the history exceeds its bytes, the problems visited least recently leave, whenever a rollout begins or ends, the
+/// version moves, or background work is waited for; a problem with running rollouts stays. Room for trees being made is part of
+/// the reckoning; what has left is freed in the background moments later.
 #[derive(Debug)]
 pub struct RolloutHistory {
     shared: Arc<Shared>,
@@ -240,6 +241,10 @@ impl RolloutHistory {
         for problem in due {
             drop(self.shared.settled(problem));
         }
+        let mut inner = lock(&self.shared.inner);
+        let dropped = self.shared.evict(&mut inner);
+        drop(inner);
+        drop(dropped);
     }
 
     /// The policy version: how often [`Self::advance`] was called.
