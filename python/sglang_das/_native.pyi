@@ -161,8 +161,7 @@ class RolloutHistory:
     the calls alone, not on the time the background work takes.
 
     Above `max_bytes` the problems visited least recently leave, whenever a rollout begins or ends, the version moves or
-    `maintain` is called;
-    one with running rollouts stays. Methods may be called from any thread.
+    `maintain` is called; one with running rollouts stays. Methods may be called from any thread.
     """
 
     def __new__(

@@ -2,6 +2,9 @@
 
 mod convert;
 mod cpu;
+mod history;
+mod known;
+mod step;
 mod tree;
 
 use pyo3::prelude::*;
