@@ -223,7 +223,8 @@ impl RolloutHistory {
         lock(&self.shared.inner).problems.contains_key(&problem)
     }
 
-    /// The present tree of a problem; waits if it is being made.
+    /// The present tree of a problem, to be read: a sequence opened in it directly is not the history's, and does not come
+    /// along when the tree is made anew. Waits if it is being made.
     pub fn tree(&self, problem: u64) -> Option<Arc<Tree>> {
         match &self
             .shared

@@ -284,3 +284,59 @@ fn rows_are_checked() {
     );
     assert_eq!(sequence.len(), 0);
 }
+
+/// Readers that look while others append find what was given with some occurrence, never half of it or another's.
+#[test]
+fn read_while_others_append() {
+    let mut random = 88_172_645_463_325_252u64;
+    let mut draw = move |limit: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random >> 11) % limit
+    };
+    for _ in 0..6 {
+        let mut text = |number| {
+            let drawn: Vec<(u32, u8)> = (0..1200)
+                .map(|_| (draw(3) as u32, draw(256) as u8))
+                .collect();
+            Text::new(number, &drawn)
+        };
+        let texts: Vec<Text> = (0..3).map(&mut text).collect();
+        let tree = Tree::new(16).unwrap();
+        let writing = std::sync::atomic::AtomicUsize::new(texts.len());
+        let done = std::sync::atomic::Ordering::SeqCst;
+        std::thread::scope(|scope| {
+            for text in &texts {
+                let (tree, writing) = (&tree, &writing);
+                scope.spawn(move || {
+                    let sequence = tree.sequence(&[]).unwrap();
+                    for from in (0..text.tokens.len()).step_by(3) {
+                        append(&sequence, text, from, from + 3);
+                    }
+                    sequence.close();
+                    writing.fetch_sub(1, done);
+                });
+            }
+            for start in 0..2 {
+                let (tree, texts, writing) = (&tree, &texts, &writing);
+                scope.spawn(move || {
+                    for at in (start..1190).cycle().step_by(7) {
+                        if writing.load(done) == 0 {
+                            break;
+                        }
+                        let context = &texts[at % 3].tokens[at..at + 1 + at % 6];
+                        if let Some(found) = tree.latest_follower(context).unwrap() {
+                            let is_there = |text: &Text| {
+                                let followers = text.followers(context);
+                                followers.iter().any(|&at| text.is_at(at, &found))
+                            };
+                            assert!(texts.iter().any(is_there), "{context:?}: {found:?}");
+                        }
+                    }
+                });
+            }
+        });
+        tree.check_integrity().unwrap();
+    }
+}
