@@ -11,12 +11,26 @@ use std::{
 use das_tree::{Draft, DraftOptions, HistoryOptions, HistoryStats, KnownRows, RolloutHistory};
 use proptest::prelude::*;
 
-/// A directory of this process's own, for one test.
-fn directory(test: &str) -> PathBuf {
-    let directory =
-        std::env::temp_dir().join(format!("das-snapshot-{test}-{}", std::process::id()));
-    fs::create_dir_all(&directory).unwrap();
-    directory
+/// A directory of this process's own, for one test, that goes with it.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(test: &str) -> Self {
+        let name = format!("das-snapshot-{test}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 type Visit = Vec<(u64, Vec<u32>, u8)>;
@@ -78,7 +92,8 @@ proptest! {
         decay in prop::sample::select(vec![1.0, 0.7]),
         visits in visits(),
     ) {
-        let path = directory("identical").join("history");
+        let directory = Directory::new("identical");
+    let path = directory.join("history");
         let history = history(HistoryOptions { window, decay, ..HistoryOptions::default() }, &visits);
         history.save(&path).unwrap();
         let loaded = RolloutHistory::load(&path, |_| ()).unwrap();
@@ -111,7 +126,8 @@ fn refusal(path: &Path) -> String {
 
 #[test]
 fn truncated_and_damaged_files_are_refused() {
-    let path = directory("damage").join("history");
+    let directory = Directory::new("damage");
+    let path = directory.join("history");
     small().save(&path).unwrap();
     let whole = fs::read(&path).unwrap();
     for length in 0..whole.len() {
@@ -149,7 +165,7 @@ fn truncated_and_damaged_files_are_refused() {
 
 #[test]
 fn files_that_cannot_be_read_or_written_say_so() {
-    let directory = directory("missing");
+    let directory = Directory::new("missing");
     let error = RolloutHistory::load(&directory.join("none"), |_| ()).unwrap_err();
     assert_eq!(error.io_kind(), Some(std::io::ErrorKind::NotFound));
     let error = small()
@@ -160,7 +176,8 @@ fn files_that_cannot_be_read_or_written_say_so() {
 
 #[test]
 fn options_may_be_changed_on_loading() {
-    let path = directory("options").join("history");
+    let directory = Directory::new("options");
+    let path = directory.join("history");
     small().save(&path).unwrap();
     let loaded = RolloutHistory::load(&path, |options| options.max_bytes = 0).unwrap();
     assert_eq!(loaded.stats().problems, 0, "nothing fits in no bytes");
@@ -191,7 +208,8 @@ fn a_kill_leaves_a_whole_file() {
                 .for_each(|history| history.save(Path::new(&path)).unwrap());
         }
     }
-    let path = directory("kill").join("history");
+    let directory = Directory::new("kill");
+    let path = directory.join("history");
     histories[0].save(&path).unwrap();
     let expected = histories.each_ref().map(drafts);
     for round in 0..20 {
