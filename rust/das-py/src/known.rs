@@ -125,14 +125,13 @@ fn grid<T: Element + Copy>(
     name: &str,
     value: &Bound<'_, PyAny>,
 ) -> PyResult<Option<(Vec<T>, [usize; 2])>> {
-    if let Ok(array) = value.cast::<PyUntypedArray>()
-        && array.ndim() != 2
-    {
-        let remedy = "it must have two, [tokens, k]";
+    let dimensions = value.cast::<PyUntypedArray>().map(|array| array.ndim());
+    if let Ok(dimensions @ (0 | 1 | 3..)) = dimensions {
+        let name = format!("the number of dimensions of {name}");
         return Err(bad_value(
-            &format!("the number of dimensions of {name}"),
-            array.ndim(),
-            remedy,
+            &name,
+            dimensions,
+            "it must have two, [tokens, k]",
         ));
     }
     let Ok(array) = value.cast::<PyArray2<T>>() else {

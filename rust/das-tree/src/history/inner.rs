@@ -156,9 +156,10 @@ impl Inner {
 
     /// Notes that a problem is to be looked at when the policy version moves.
     pub(crate) fn touch(&mut self, key: u64) {
-        if let Some(problem) = self.problems.get_mut(&key)
-            && !std::mem::replace(&mut problem.touched, true)
-        {
+        let Some(problem) = self.problems.get_mut(&key) else {
+            return;
+        };
+        if !std::mem::replace(&mut problem.touched, true) {
             self.touched.push(key);
         }
     }
