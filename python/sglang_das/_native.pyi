@@ -194,8 +194,8 @@ class RolloutHistory:
         times as much as others of their visit; otherwise as `SuffixTree.sequence`."""
 
     def tree(self, problem: int) -> SuffixTree | None:
-        """The present tree of a problem, to be read: a sequence opened in it directly is not the history's, and does not
-        come along when the tree is made anew. Waits if it is being made."""
+        """The present tree of a problem, to be read: a sequence opened in it directly is not the history's, and does
+        not come along when the tree is made anew. Waits if it is being made."""
 
     def advance(self) -> int:
         """Moves to the next policy version and returns its number. Waits until the work of the last call is done."""
