@@ -110,6 +110,64 @@ fn overflow_insert_vs_find() {
 const COLLIDES_WITH_8: u32 = 21;
 const NEVER: u32 = 16;
 
+/// What a reader counted once it counts again, or more: also where the string's place moves from an edge to a node.
+#[test]
+fn counts_never_fall() {
+    model(|| {
+        let tree = tree();
+        let _first = sequence(&tree, &[1, 2, 3]);
+        let second = sequence(&tree, &[1, 2]);
+        let reader = {
+            let tree = Arc::clone(&tree);
+            loom::thread::spawn(move || {
+                let mut before = 0;
+                for _ in 0..3 {
+                    let now = count(&tree, &[1, 2]);
+                    assert!((before.max(1)..=2).contains(&now), "{before}, then {now}");
+                    before = now;
+                }
+            })
+        };
+        second.append(&[4]).unwrap();
+        reader.join().unwrap();
+        assert_eq!(count(&tree, &[1, 2]), 2);
+    });
+}
+
+/// A draft sees each follower of a node once and those of old for certain, while the node gets its fifth edge and with it
+/// a list of the most frequent.
+#[test]
+fn widen_vs_followers() {
+    model(|| {
+        let tree = tree();
+        let _first = sequence(&tree, &[1, 2, 1, 3, 1, 4, 1, 5, 7]);
+        let second = sequence(&tree, &[1]);
+        let reader = {
+            let tree = Arc::clone(&tree);
+            loom::thread::spawn(move || {
+                let options = DraftOptions {
+                    max_nodes: 8,
+                    ..DraftOptions::default()
+                };
+                let draft = tree.draft(&[1], &options).unwrap();
+                let roots = draft.parents.iter().zip(&draft.tokens);
+                let mut tokens: Vec<u32> = roots
+                    .filter(|&(&parent, _)| parent < 0)
+                    .map(|(_, &token)| token)
+                    .collect();
+                tokens.sort_unstable();
+                assert!(
+                    tokens == [2, 3, 4, 5] || tokens == [2, 3, 4, 5, 6],
+                    "{tokens:?}"
+                );
+            })
+        };
+        second.append(&[6]).unwrap();
+        reader.join().unwrap();
+        tree.check_integrity().unwrap();
+    });
+}
+
 /// Elements stay readable while their arena gets new segments.
 #[test]
 fn grow_vs_read() {
@@ -240,6 +298,39 @@ fn handed_over_work_is_done() {
         let _sequences = threads.map(|thread| thread.join().unwrap());
         // Checks, without appending anything, that all published tokens are indexed.
         tree.check_integrity().unwrap();
+    });
+}
+
+/// The end of one sequence is indexed whatever another thread appends meanwhile: its counts are exact afterwards.
+#[test]
+fn close_vs_append() {
+    model(|| {
+        let tree = tree();
+        let (first, second) = (sequence(&tree, &[3]), sequence(&tree, &[3]));
+        let closing = loom::thread::spawn(move || second.close());
+        first.append(&[4]).unwrap();
+        closing.join().unwrap();
+        tree.check_integrity().unwrap();
+        first.close();
+        assert_eq!((count(&tree, &[3]), count(&tree, &[3, 4])), (2, 1));
+    });
+}
+
+/// Two threads append to one and the same sequence: each append stays in one piece, and both are there.
+#[test]
+fn two_appenders_of_one_sequence() {
+    model(|| {
+        let tree = tree();
+        let sequence = Arc::new(sequence(&tree, &[]));
+        let other = {
+            let sequence = Arc::clone(&sequence);
+            loom::thread::spawn(move || sequence.append(&[1, 2]).unwrap())
+        };
+        sequence.append(&[3, 4]).unwrap();
+        other.join().unwrap();
+        sequence.close();
+        assert_eq!((count(&tree, &[1, 2]), count(&tree, &[3, 4])), (1, 1));
+        assert_eq!(count(&tree, &[2, 3]) + count(&tree, &[4, 1]), 1);
     });
 }
 

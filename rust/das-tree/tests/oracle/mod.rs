@@ -1,7 +1,12 @@
 //! What the tree should say, computed the slow way: sequences as plain vectors, counts by comparing everything with
 //! everything, and the drafting rule written down a second time over such counts.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use das_tree::Draft;
 
 pub const START: u32 = 1 << 31;
 
@@ -11,17 +16,17 @@ pub struct Text {
     pub prompt: Vec<u32>,
     pub symbols: Vec<u32>,
     pub closed: bool,
-    /// When the last symbol was appended.
-    pub touched: usize,
     /// What each occurrence in it counts.
     pub weight: u64,
+    /// When the last symbol was appended.
+    pub touched: usize,
 }
 
 #[derive(Clone, Debug)]
 pub struct Oracle {
     pub max_depth: usize,
     pub texts: Vec<Text>,
-    /// What an occurrence of weight 1 counts.
+    /// What an occurrence of full weight counts.
     pub unit: u64,
     clock: usize,
 }
@@ -47,8 +52,8 @@ impl Oracle {
             prompt: prompt.to_vec(),
             symbols: Vec::new(),
             closed: false,
-            touched: 0,
             weight,
+            touched: 0,
         });
         self.append(self.texts.len() - 1, &[START]);
     }
@@ -70,37 +75,30 @@ impl Oracle {
     /// after it, or at the end of a text that got there first.
     pub fn active(&self, id: usize) -> usize {
         let own = &self.texts[id];
-        let known = |length: usize| {
-            let suffix = &own.symbols[own.symbols.len() - length..];
-            self.texts.iter().any(|text| {
-                let ends = |at: usize| at + length == text.symbols.len();
-                let counts = |at: usize| !ends(at) || text.touched < own.touched;
-                text.symbols
-                    .windows(length)
-                    .enumerate()
-                    .any(|(at, window)| window == suffix && counts(at))
-            })
+        let limit = self.max_depth - 1;
+        let longest_in = |text: &Text| {
+            let last = text.symbols.len() - usize::from(text.touched >= own.touched);
+            let agreeing = |end: usize| {
+                let pairs = own
+                    .symbols
+                    .iter()
+                    .rev()
+                    .zip(text.symbols[..end].iter().rev());
+                pairs.take(limit).take_while(|(a, b)| a == b).count()
+            };
+            (1..=last).map(agreeing).max().unwrap_or(0)
         };
-        (1..self.max_depth.min(own.symbols.len() + 1))
-            .take_while(|&length| known(length))
-            .count()
+        self.texts.iter().map(longest_in).max().unwrap_or(0)
     }
 
     /// Weight of the occurrences of a string that start in a counted suffix.
     pub fn count(&self, string: &[u32]) -> u64 {
-        (0..self.texts.len())
-            .map(|id| self.count_in(id, string))
-            .sum()
-    }
-
-    fn count_in(&self, id: usize, string: &[u32]) -> u64 {
-        let symbols = &self.texts[id].symbols;
-        let counted = symbols.len() - self.active(id);
-        let found = symbols
-            .windows(string.len())
-            .take(counted)
-            .filter(|window| *window == string);
-        found.count() as u64 * self.texts[id].weight
+        let weights = self.texts.iter().enumerate().map(|(id, text)| {
+            let counted = text.symbols.len() - self.active(id);
+            let windows = text.symbols.windows(string.len()).take(counted);
+            text.weight * windows.filter(|&window| window == string).count() as u64
+        });
+        weights.sum()
     }
 
     /// The draft for a running text.
@@ -112,8 +110,8 @@ impl Oracle {
     }
 
     /// The draft for a text that is not in the tree.
-    pub fn stateless(&self, text: &[u32], max_nodes: usize) -> Nodes {
-        Request::new(self, text.to_vec(), text, None).draft(max_nodes, 0.0, false)
+    pub fn stateless(&self, text: &[u32], max_nodes: usize, floor: f32, chain: bool) -> Nodes {
+        Request::new(self, text.to_vec(), text, None).draft(max_nodes, floor, chain)
     }
 }
 
@@ -167,30 +165,34 @@ impl<'a> Request<'a> {
         (counts, latest)
     }
 
-    /// What followed a context and then a path in the counted suffixes of the other texts.
-    fn history(&self, length: usize, path: &[u32]) -> Counts {
+    /// What followed a context and then a path in the counted suffixes of all texts, and what of that is the own text's.
+    fn history(&self, length: usize, path: &[u32]) -> (Counts, Counts) {
         let string = [&self.tail[self.tail.len() - length..], path].concat();
-        let mut counts = Counts::new();
+        let (mut all, mut own) = (Counts::new(), Counts::new());
         for (id, text) in self.oracle.texts.iter().enumerate() {
             let counted = text.symbols.len() - self.active[id];
             let windows = text.symbols.windows(string.len() + 1);
             for (at, window) in windows.enumerate().take(counted) {
+                if window[..string.len()] != string {
+                    continue;
+                }
+                let follower = window[string.len()];
+                *all.entry(follower).or_default() += text.weight;
                 // The start marker is not in the own text.
-                let own = self.id == Some(id) && text.prompt.len() + at + length > self.oldest + 1;
-                if window[..string.len()] == string && !own {
-                    *counts.entry(window[string.len()]).or_default() += text.weight;
+                if self.id == Some(id) && text.prompt.len() + at + length > self.oldest + 1 {
+                    *own.entry(follower).or_default() += text.weight;
                 }
             }
         }
-        counts
+        (all, own)
     }
 
     /// Lengths at which the evidence changes, longest first, at most six.
-    fn lengths(&self, known: usize, followers: impl Fn(usize) -> Counts) -> Vec<usize> {
+    fn lengths(&self, known: usize, total: impl Fn(usize) -> u64) -> Vec<usize> {
         let mut last = 0;
         let longest = known.min(self.oracle.max_depth / 2);
         let changes = (1..=longest).rev().filter(|&length| {
-            let total = followers(length).values().sum();
+            let total = total(length);
             // Open suffixes may leave a shorter context without counted occurrences: it says nothing, of itself or others.
             total != 0 && std::mem::replace(&mut last, total) != total
         });
@@ -198,8 +200,13 @@ impl<'a> Request<'a> {
     }
 
     fn draft(&self, max_nodes: usize, floor: f32, chain: bool) -> Nodes {
-        let own_lengths = self.lengths(self.own.len(), |length| self.own_followers(length, &[]).0);
-        let history_lengths = self.lengths(self.tail.len(), |length| self.history(length, &[]));
+        let own_lengths = self.lengths(self.own.len(), |length| {
+            sum(&self.own_followers(length, &[]).0)
+        });
+        let history_lengths = self.lengths(self.tail.len(), |length| {
+            let (all, own) = self.history(length, &[]);
+            sum(&all) - sum(&own)
+        });
         let mut draft = Nodes::new();
         let mut waiting: Vec<(f32, i32, u32)> = Vec::new();
         // Per node the history contexts that are still of use below it.
@@ -249,32 +256,57 @@ impl<'a> Request<'a> {
             let length = context + path.len();
             if own.contains(&context) {
                 let (counts, latest) = self.own_followers(context, path);
-                levels.push(Level {
-                    own: true,
-                    length,
-                    counts,
-                    latest,
-                });
+                levels.push(Level::new(length, &counts, None, latest));
             }
             if history.contains(&context) && length < self.oracle.max_depth {
-                let (counts, latest) = (self.history(context, path), None);
-                levels.push(Level {
-                    own: false,
-                    length,
-                    counts,
-                    latest,
-                });
+                let (all, own) = self.history(context, path);
+                levels.push(Level::new(length, &all, Some(&own), None));
             }
         }
         levels
     }
 }
 
+/// What one context says.
 struct Level {
     own: bool,
     length: usize,
-    counts: Counts,
+    total: u64,
+    distinct: usize,
+    /// The eight most frequent followers, ties to the smaller token.
+    followers: Vec<(u32, u64)>,
     latest: Option<u32>,
+}
+
+impl Level {
+    /// `less` is what is to be taken out of the counts of a history context: it is so after the eight were chosen.
+    fn new(length: usize, counts: &Counts, less: Option<&Counts>, latest: Option<u32>) -> Self {
+        let taken = |token: &u32| less.and_then(|less| less.get(token)).copied().unwrap_or(0);
+        let mut followers: Vec<(u32, u64)> = counts.iter().map(|(&t, &n)| (t, n)).collect();
+        followers.sort_by_key(|&(token, count)| (Reverse(count), token));
+        followers.truncate(8);
+        for (token, count) in &mut followers {
+            *count -= taken(token);
+        }
+        followers.retain(|&(_, count)| count > 0);
+        Self {
+            own: less.is_none(),
+            length,
+            total: sum(counts) - less.map_or(0, sum),
+            distinct: counts.iter().filter(|&(t, &n)| n > taken(t)).count(),
+            followers,
+            latest,
+        }
+    }
+}
+
+fn sum(counts: &Counts) -> u64 {
+    counts.values().sum()
+}
+
+/// A sum of weights as a number of full occurrences.
+fn in_units(total: u64, unit: u64) -> u64 {
+    ((total + unit / 2) / unit).max(1)
 }
 
 /// The published rule: stick-breaking over the levels, four of each source with different totals. Also returns the lengths
@@ -289,40 +321,32 @@ fn blend(levels: &[Level], unit: u64) -> (Counts32, Vec<usize>) {
             break;
         }
         let source = usize::from(level.own);
-        let total: u64 = level.counts.values().sum();
         if used[source] == 4 {
             continue;
         }
+        let &Level {
+            own,
+            length,
+            total,
+            distinct,
+            ..
+        } = level;
         if total == 0 || total == last[source] {
-            repeats.extend((!level.own).then_some(level.length));
+            repeats.extend((!own).then_some(length));
             continue;
         }
         last[source] = total;
         used[source] += 1;
-        let mut followers: Vec<(Reverse<u64>, u32)> = level
-            .counts
-            .iter()
-            .map(|(&token, &count)| (Reverse(count), token))
-            .collect();
-        followers.sort_unstable();
-        followers.truncate(8);
-        let most = followers[0].0.0;
-        let dominant = most as f32 / total as f32 > 0.6;
-        if level.own && level.counts.len() > 1 {
+        let most = level.followers.iter().map(|&(_, count)| count).max();
+        let dominant = most.unwrap_or(0) as f32 / total as f32 > 0.6;
+        if own && distinct > 1 {
             let weight = if dominant { 0.22 } else { 0.12 };
             *shares.entry(level.latest.unwrap()).or_default() += mass * weight;
             mass *= 1.0 - weight;
         }
-        let unit = if level.own { 1 } else { unit };
-        let occurrences = ((total + unit / 2) / unit).max(1);
-        let weight = weight(
-            level.own,
-            level.length,
-            occurrences,
-            level.counts.len(),
-            dominant,
-        );
-        for (Reverse(count), token) in followers {
+        let occurrences = in_units(total, if own { 1 } else { unit });
+        let weight = weight(own, length, occurrences, distinct, dominant);
+        for &(token, count) in &level.followers {
             if token < START {
                 *shares.entry(token).or_default() += mass * (weight * count as f32 / total as f32);
             }
@@ -380,4 +404,40 @@ fn weight(own: bool, length: usize, total: u64, distinct: usize, dominant: bool)
             }
         }
     }
+}
+
+/// Checks that a draft is the expected one up to rounding: where two candidates tie within it, their order may differ, so
+/// this compares what the tie allows.
+pub fn assert_same(draft: &Draft, expected: &Nodes) {
+    let got: Nodes = (0..draft.len())
+        .map(|i| (draft.tokens[i], draft.parents[i], draft.probabilities[i]))
+        .collect();
+    assert_eq!(got.len(), expected.len(), "{got:?}\n{expected:?}");
+    for (a, b) in got.iter().zip(expected) {
+        assert!((a.2 - b.2).abs() < 1e-5, "{got:?}\n{expected:?}");
+    }
+    let last = expected.last().map_or(0.0, |node| node.2);
+    assert_eq!(
+        paths_above(&got, last + 1e-5),
+        paths_above(expected, last + 1e-5),
+        "{got:?}\n{expected:?}"
+    );
+}
+
+/// The strings that the nodes of a draft stand for, of those more probable than `floor`.
+fn paths_above(nodes: &Nodes, floor: f32) -> BTreeSet<Vec<u32>> {
+    let mut paths: Vec<Vec<u32>> = Vec::new();
+    for &(token, parent, _) in nodes {
+        let mut path = match usize::try_from(parent) {
+            Ok(parent) => paths[parent].clone(),
+            Err(_) => Vec::new(),
+        };
+        path.push(token);
+        paths.push(path);
+    }
+    let probable = paths
+        .into_iter()
+        .zip(nodes)
+        .filter(|(_, node)| node.2 > floor);
+    probable.map(|(path, _)| path).collect()
 }
