@@ -1,0 +1,6 @@
+//! The scripts that libFuzzer finds by watching which code they reach. Run by `scripts/fuzz.sh guided`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    das_fuzz::run(bytes);
+});
