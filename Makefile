@@ -7,13 +7,16 @@ ARGS ?=
 
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help env native demo test test-rust test-python lint format
+.PHONY: help env native demo test test-rust test-python lint format loom sanitize fuzz
 
 help:
 	@echo 'make demo    compare rollouts without and with DAS on this machine; ARGS="--help" lists the options'
 	@echo 'make test    lint, Rust tests, Python tests; ARGS is passed to pytest'
 	@echo 'make env     make .venv with everything in it; make native rebuilds the Rust part'
 	@echo 'make lint    ruff, mypy, rustfmt, clippy; make format puts the formatting right'
+	@echo 'make loom    check the concurrency models of the suffix tree; ARGS selects some by name'
+	@echo 'make sanitize   Rust tests under ThreadSanitizer and AddressSanitizer'
+	@echo 'make fuzz    compare the suffix tree with a naive oracle for a minute; ARGS="--seconds 3600", ARGS=guided'
 
 $(BIN)/uv:
 	$(PYTHON) -m venv .venv
@@ -52,3 +55,7 @@ format: .venv/.installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	cargo fmt
+
+# What proves the suffix tree; each script says what it does.
+loom sanitize fuzz:
+	scripts/$@.sh $(ARGS)

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Runs the Rust tests that start threads or contain unsafe code under ThreadSanitizer, then under AddressSanitizer.
+# Catches: accesses from two threads that nothing orders; reads and writes outside an allocation or after its end.
+# The flags are unstable, but the stable compiler takes them with RUSTC_BOOTSTRAP=1. The standard library itself is not
+# instrumented, so what its own internals do is taken on trust.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export RUSTC_BOOTSTRAP=1
+host=$(rustc -vV | sed -n 's/^host: //p')
+
+run() {
+    local sanitizer=$1
+    shift
+    echo "== $sanitizer sanitizer: cargo test $*"
+    RUSTFLAGS="-Zsanitizer=$sanitizer -Cunsafe-allow-abi-mismatch=sanitizer" CARGO_TARGET_DIR="target/$sanitizer" \
+        cargo test --quiet --target "$host" "$@"
+}
+
+for sanitizer in ${*:-thread address}; do
+    run "$sanitizer" -p das-tree --lib --test stress
+    run "$sanitizer" -p das-cpu --lib --tests
+done

@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Shows that the loom models can fail: breaks the tree in one place after another, in a copy, and runs them.
+
+Each weakening is an edit of one place in rust/das-tree/src, most of them an ordering made Relaxed, some a step of the
+protocol left out or put too late. Prints a row per weakening with the models that caught it; `rust/das-tree/DESIGN.md`
+keeps the result. Status 1 if one that should be caught was not, or an edit no longer fits the source.
+
+    scripts/weaken.py [--preemptions N] [NAME PART ...]
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COPY = ROOT / "target" / "weaken"
+TIMEOUT_S = 900
+
+
+@dataclass(frozen=True)
+class Weakening:
+    """One place made wrong: in `file`, the only occurrence of `old` becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+def relaxed(name: str, file: str, line: str) -> Weakening:
+    """The ordering on a line made Relaxed."""
+    new = re.sub(r"Ordering::(Release|Acquire|AcqRel)", "Ordering::Relaxed", line)
+    return Weakening(name, file, line, new)
+
+
+WEAKENINGS = (
+    relaxed("edge: publish", "node.rs", "slot.store(edge.to_bits(), Ordering::Release)"),
+    relaxed("edge: load", "node.rs", "slot.load(Ordering::Acquire) // pairs with `publish`"),
+    relaxed("suffix link: set", "node.rs", "self.link.store(target, Ordering::Release)"),
+    relaxed("suffix link: get", "node.rs", "self.link.load(Ordering::Acquire)"),
+    relaxed("wide: publish", "node.rs", "node.wide.store(fresh, Ordering::Release)"),
+    relaxed("wide: find", "node.rs", "wide.load(Ordering::Acquire); // pairs with `widen`: the block is visible"),
+    relaxed("wide: followers", "node.rs", "wide.load(Ordering::Acquire); // pairs with `widen`: the list is visible"),
+    relaxed("length: publish", "text.rs", "record.len.store(len, Ordering::Release)"),
+    relaxed("length: get", "text.rs", "self.len.load(Ordering::Acquire)"),
+    relaxed("active point: set", "text.rs", "self.active.store(active.to_bits(), Ordering::Release)"),
+    relaxed("active point: get", "text.rs", "Active::from_bits(self.active.load(Ordering::Acquire))"),
+    relaxed("queued flag: set", "index.rs", "record.queued.swap(true, Ordering::AcqRel)"),
+    relaxed("queued flag: clear", "index.rs", "record.queued.swap(false, Ordering::AcqRel)"),
+    relaxed("work: add", "index.rs", "self.work.fetch_add(1, Ordering::AcqRel)"),
+    relaxed("work: subtract", "index.rs", "self.work.fetch_sub(seen, Ordering::AcqRel)"),
+    relaxed("queue: push", "index.rs", "id + 1,\n                Ordering::Release,"),
+    relaxed("queue: take", "index.rs", "self.queue.swap(NONE, Ordering::Acquire)"),
+    Weakening(
+        "work is announced before it is queued",
+        "index.rs",
+        "            self.push_queue(id, record);\n        }\n        self.run(|| {});",
+        "            self.run(|| {});\n            self.push_queue(id, record);\n        }",
+    ),
+    Weakening(
+        "the indexer leaves without looking again",
+        "index.rs",
+        "            seen = before - seen;",
+        "            self.work.store(0, Ordering::Release);\n            return true;",
+    ),
+    Weakening(
+        "the queued flag is cleared after the length was read",
+        "index.rs",
+        "        record.queued.swap(false, Ordering::AcqRel);\n        let len = record.len();",
+        "        let len = record.len();\n        record.queued.swap(false, Ordering::AcqRel);",
+    ),
+    Weakening(
+        "a collision changes the way before it copies the edge",
+        "node.rs",
+        "            publish(&lower.0[slot_index(there.token, level + 1)], there);\n            publish(\n"
+        "                slot,\n                Edge {\n                    token: SUB_BLOCK,\n"
+        "                    child: Child::Node(id),\n                },\n            );",
+        "            publish(\n                slot,\n                Edge {\n                    token: SUB_BLOCK,\n"
+        "                    child: Child::Node(id),\n                },\n            );\n"
+        "            publish(&lower.0[slot_index(there.token, level + 1)], there);",
+    ),
+    Weakening(
+        "a node's list is filled after it was published",
+        "node.rs",
+        "        for slot in &node.edges {\n            let edge = Edge::from_bits(load(slot));\n"
+        "            wide.raise(edge.token, self.child_count(edge.child));\n        }\n"
+        "        node.wide.store(fresh, Ordering::Release); // pairs with `find` and `top`",
+        "        node.wide.store(fresh, Ordering::Release); // pairs with `find` and `top`\n"
+        "        for slot in &node.edges {\n            let edge = Edge::from_bits(load(slot));\n"
+        "            wide.raise(edge.token, self.child_count(edge.child));\n        }",
+    ),
+    Weakening(
+        "a split starts the new node's count anew",
+        "index.rs",
+        "        let count = self.nodes.child_count(child);\n        let position",
+        "        let count = 0;\n        let position",
+    ),
+    Weakening(
+        "a leaf taken over leaves its text's active point alone",
+        "index.rs",
+        "                        self.reopen(owner, at, depth);\n",
+        "                        let _ = owner;\n",
+    ),
+)
+
+
+def copy_crate() -> None:
+    """A workspace with nothing but das-tree in it, so that the product's own files stay as they are."""
+    shutil.rmtree(COPY / "rust", ignore_errors=True)
+    shutil.copytree(ROOT / "rust" / "das-tree", COPY / "rust" / "das-tree", ignore=shutil.ignore_patterns("fuzz"))
+    manifest = (ROOT / "Cargo.toml").read_text()
+    (COPY / "Cargo.toml").write_text(re.sub(r"^members = .*$", 'members = ["rust/das-tree"]', manifest, flags=re.M))
+    shutil.copy(ROOT / "Cargo.lock", COPY / "Cargo.lock")
+
+
+def run_models(preemptions: int) -> list[str]:
+    """Names of the models that failed; "(build)" or "(time)" when there were no results."""
+    environment = os.environ | {
+        "RUSTFLAGS": "--cfg loom -Awarnings",
+        "CARGO_TARGET_DIR": str(COPY / "target"),
+        "LOOM_MAX_PREEMPTIONS": str(preemptions),
+    }
+    command = ["cargo", "test", "--quiet", "-p", "das-tree", "--release", "--test", "loom"]
+    try:
+        outcome = subprocess.run(
+            command, cwd=COPY, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return ["(time)"]
+    if outcome.returncode and "test result:" not in outcome.stdout:
+        return ["(build)" if "error" in outcome.stderr and "panicked" not in outcome.stderr else "(abort)"]
+    failed = re.search(r"^failures:\n((?:    \S+\n)+)", outcome.stdout, flags=re.M)
+    return failed.group(1).split() if failed else []
+
+
+def weaken(weakening: Weakening) -> bool:
+    """Apply it to the copy; whether it fits."""
+    file = COPY / "rust" / "das-tree" / "src" / weakening.file
+    text = file.read_text()
+    if text.count(weakening.old) != 1 or weakening.old == weakening.new:
+        return False
+    file.write_text(text.replace(weakening.old, weakening.new))
+    return True
+
+
+def main() -> int:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--preemptions", type=int, default=2, metavar="N", help="bound on preemptions (default 2)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME PART", help="only weakenings whose name contains one of these"
+    )
+    options = parser.parse_args()
+    chosen = [one for one in WEAKENINGS if not options.names or any(part in one.name for part in options.names)]
+    COPY.mkdir(parents=True, exist_ok=True)
+    copy_crate()
+    if failed := run_models(options.preemptions):
+        print(f"unchanged, {', '.join(failed)} fails", file=sys.stderr)
+        return 1
+    missed = 0
+    for weakening in chosen:
+        copy_crate()
+        caught = run_models(options.preemptions) if weaken(weakening) else ["(the edit does not fit the source)"]
+        missed += not caught or caught[0].startswith("(the") or caught == ["(build)"]
+        print(f"| {weakening.name} | {', '.join(caught) or 'nothing'} |", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
