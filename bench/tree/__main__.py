@@ -1,0 +1,125 @@
+"""Command line of `python -m bench.tree`: measures every case, each in a process of its own, and shows the results."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import data, peers, report
+
+STRUCTURES = ("das", "das-history", "arctic", "ngram")
+TOKENS = (100_000, 1_000_000, 5_000_000)
+THREADS = {"1": 1, "2": 2, "expiry": 0}
+"""What is measured: alone, by two threads, or expiry beside drafts, which the case calls 0 threads."""
+NGRAM_TOKENS = 1_000_000
+"""Beyond this the n-gram corpus is not measured: its pool of nodes is full, and what it stores it loses again."""
+EXPIRING = ("das-history", "arctic")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One process: `threads` is 0 for expiry."""
+
+    structure: str
+    data: str
+    tokens: int
+    threads: int
+
+    def __str__(self) -> str:
+        kind = "expiry" if self.threads == 0 else f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{self.structure}, {self.data}, {self.tokens:,} tokens, {kind}"
+
+    @property
+    def skipped(self) -> str | None:
+        """Why it is not measured."""
+        if self.structure == "ngram" and self.tokens > NGRAM_TOKENS:
+            return "its pool of nodes is full"
+        if self.threads == 0 and self.structure not in EXPIRING:
+            return "it cannot expire"
+        return None
+
+
+def options() -> argparse.Namespace:
+    """The command line."""
+
+    def names(allowed: tuple[str, ...]) -> Any:
+        def parse(text: str) -> list[str]:
+            if unknown := set(text.split(",")) - set(allowed):
+                raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: it must be among {','.join(allowed)}")
+            return text.split(",")
+
+        return parse
+
+    def counts(text: str) -> list[int]:
+        return [int(float(part)) for part in text.split(",")]
+
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.tree", description="Measure the suffix tree beside its peers."
+    )
+    parser.add_argument("--tokens", type=counts, default=list(TOKENS), metavar="N,...", help="default 1e5,1e6,5e6")
+    parser.add_argument("--data", type=names(data.KINDS), default=list(data.KINDS), metavar="KIND,...")
+    parser.add_argument("--structures", type=names(STRUCTURES), default=list(STRUCTURES), metavar="NAME,...")
+    parser.add_argument("--threads", type=names(tuple(THREADS)), default=list(THREADS), metavar="1,2,expiry")
+    parser.add_argument("--traces", metavar="DIR", help="recorded rollouts (.npz); without it there is no trace data")
+    parser.add_argument("--json", metavar="FILE", help="write machine, settings and results")
+    parser.add_argument("--plot", metavar="FILE", help="draw them (needs matplotlib; .svg or .png)")
+    return parser.parse_args()
+
+
+def run(case: Case, traces: str | None) -> dict[str, Any]:
+    """Measures a case.
+
+    Raises RuntimeError with the end of what it printed if it fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        question, answer = Path(folder) / "case.json", Path(folder) / "result.json"
+        question.write_text(json.dumps(asdict(case) | {"traces": traces and str(Path(traces).resolve())}))
+        python = peers.interpreter(case.structure)
+        path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
+        command = [python, "-m", "bench.tree.worker", str(question), str(answer)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
+        outcome = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        if not answer.exists():
+            raise RuntimeError(f"{case}: {(outcome.stderr or outcome.stdout)[-3000:]}")
+        figures: dict[str, Any] = json.loads(answer.read_text())
+    return asdict(case) | figures
+
+
+def main() -> int:
+    """Runs the command."""
+    chosen = options()
+    kinds = [kind for kind in chosen.data if kind != "trace" or chosen.traces]
+    cases = [
+        Case(structure, kind, tokens, THREADS[threads])
+        for threads in chosen.threads
+        for kind in kinds
+        for tokens in chosen.tokens
+        for structure in chosen.structures
+    ]
+    results, left_out = [], []
+    for number, case in enumerate(cases, 1):
+        if case.skipped:
+            left_out.append(asdict(case) | {"reason": case.skipped})
+            continue
+        print(f"[{number}/{len(cases)}] {case}", file=sys.stderr, flush=True)
+        try:
+            results.append(run(case, chosen.traces))
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
+            return 1
+    report.show(results)
+    if chosen.json:
+        report.write(Path(chosen.json), results, left_out)
+    if chosen.plot:
+        report.plot(Path(chosen.plot), results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
