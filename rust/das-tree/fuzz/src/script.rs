@@ -1,8 +1,8 @@
 //! Scripts: how bytes are read as calls.
 
-use das_tree::Shape;
+use das_tree::{HistoryOptions, Shape};
 
-use crate::world::World;
+use crate::world::{Settings, Wanted, World};
 
 /// What a call was, for the statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,13 +19,15 @@ pub enum Kind {
     Draft,
     /// The next generation: rollouts may expire.
     Advance,
+    /// The history saved and loaded.
+    Reload,
     /// The whole structure checked.
     Integrity,
 }
 
 /// Calls made, by kind.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tally([u64; 7]);
+pub struct Tally([u64; 8]);
 
 impl Tally {
     pub(crate) fn note(&mut self, kind: Kind) {
@@ -77,8 +79,7 @@ pub fn run(bytes: &[u8]) -> Tally {
     let mut tally = Tally::default();
     let mut reader = Reader(bytes);
     if let Some(mut world) = open_world(&mut reader) {
-        let alphabet = world.alphabet;
-        while step(&mut reader, &mut world, alphabet, &mut tally).is_some() {}
+        while step(&mut reader, &mut world, &mut tally).is_some() {}
         world.finish(&mut tally);
     }
     tally
@@ -88,12 +89,29 @@ fn open_world(reader: &mut Reader) -> Option<World> {
     let alphabet = [2, 3, 4, 5, 12, 50][reader.below(6)?];
     let max_depth = [2, 3, 4, 8, 16, 64][reader.below(6)?];
     let (most_running, window) = (1 + reader.below(6)?, 1 + reader.below(3)?);
-    Some(World::new(alphabet, max_depth, most_running, window))
+    let decay = [1.0, 1.0, 0.5, 0.7][reader.below(4)?];
+    let options = HistoryOptions {
+        window,
+        max_depth,
+        decay,
+        ..HistoryOptions::default()
+    };
+    Some(World::new(Settings {
+        alphabet,
+        most_running,
+        options,
+    }))
 }
 
 /// One line of the script; `None` at the end of the bytes.
-fn step(reader: &mut Reader, world: &mut World, alphabet: usize, tally: &mut Tally) -> Option<()> {
-    match reader.below(18)? {
+fn step(reader: &mut Reader, world: &mut World, tally: &mut Tally) -> Option<()> {
+    let alphabet = world.settings.alphabet;
+    let what = reader.byte()?;
+    if what == 255 {
+        world.reload(tally);
+        return Some(());
+    }
+    match what % 18 {
         0..=4 => {
             let (which, length) = (reader.byte()?, 1 + reader.below(4)?);
             world.append(which, &reader.tokens(length, alphabet)?, tally);
@@ -102,43 +120,54 @@ fn step(reader: &mut Reader, world: &mut World, alphabet: usize, tally: &mut Tal
         5..=6 => world.append_to_all(reader.below(alphabet)? as u32, tally),
         7 => world.copy(reader.byte()?, reader.byte()?, 1 + reader.below(20)?, tally),
         8..=11 => {
+            let longest = world.settings.options.max_depth.min(12);
             let (problem, text) = (reader.byte()?, reader.byte()?);
-            let (start, length) = (reader.byte()?, 1 + reader.below(max_count(world))?);
+            let (start, length) = (reader.byte()?, 1 + reader.below(longest)?);
             world.count(problem, text, start, length, tally);
         }
-        12..=13 => {
-            let which = reader.byte()?;
-            let (nodes, floor, shape) = draft_options(reader)?;
-            world.draft(which, nodes, floor, shape, tally);
-        }
+        12..=13 => world.draft(reader.byte()?, &wanted(reader)?, tally),
         14 => {
-            let problem = reader.byte()?;
-            let length = 1 + reader.below(12)?;
+            let (problem, length) = (reader.byte()?, 1 + reader.below(12)?);
             let text = reader.tokens(length, alphabet)?;
-            let (nodes, floor, shape) = draft_options(reader)?;
-            world.draft_text(problem, &text, nodes, floor, shape, tally);
+            world.draft_text(problem, &text, &wanted(reader)?, tally);
         }
         15 => {
             let (problem, length) = (reader.byte()?, reader.below(6)?);
-            world.open(problem, &reader.tokens(length, alphabet)?, tally);
+            let prompt = reader.tokens(length, alphabet)?;
+            world.open(problem, &prompt, weight(reader)?.unwrap_or(1.0), tally);
         }
-        16 => world.close(reader.byte()?, tally),
+        16 => world.close(reader.byte()?, weight(reader)?, tally),
         _ => world.advance(tally),
     }
     Some(())
 }
 
-fn max_count(world: &World) -> usize {
-    world.max_depth.min(12)
-}
-
 /// The floors are no products of the blend's weights, so that rounding does not decide what is above them.
-fn draft_options(reader: &mut Reader) -> Option<(usize, f32, Shape)> {
+fn wanted(reader: &mut Reader) -> Option<Wanted> {
     let nodes = reader.below(13)?;
     let (floor, shape) = [
         (0.0, Shape::Tree),
         (0.0437, Shape::Tree),
         (0.0, Shape::Chain),
     ][reader.below(3)?];
-    Some((nodes, floor, shape))
+    Some(Wanted {
+        nodes,
+        floor,
+        shape,
+    })
+}
+
+/// A rollout's weight; in most cases none is said.
+fn weight(reader: &mut Reader) -> Option<Option<f64>> {
+    let weights = [
+        None,
+        None,
+        None,
+        None,
+        Some(0.5),
+        Some(2.0),
+        Some(1.5),
+        Some(0.0),
+    ];
+    Some(weights[reader.below(8)?])
 }

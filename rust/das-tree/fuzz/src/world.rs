@@ -1,84 +1,95 @@
-//! A rollout history and its oracle, driven side by side.
+//! A rollout history and what it should hold, driven side by side.
+
+use std::{cell::RefCell, path::PathBuf, rc::Rc};
 
 use das_tree::{DraftOptions, HistoryOptions, RolloutHistory, Sequence, Shape};
 
 use crate::{
-    oracle::{Oracle, START, assert_same},
+    oracle::{START, assert_same},
+    problem::{Problem, Tree},
     script::{Kind, Tally},
 };
 
 const PROBLEMS: usize = 2;
 
-/// What the history should hold of one problem.
-struct Problem {
-    oracle: Oracle,
-    /// The visit each text belongs to.
-    visits: Vec<u64>,
-    visit: u64,
-    generation: u64,
+/// How a script's history is made.
+pub struct Settings {
+    pub alphabet: usize,
+    pub most_running: usize,
+    pub options: HistoryOptions,
+}
+
+/// What is wanted of a draft.
+pub struct Wanted {
+    pub nodes: usize,
+    pub floor: f32,
+    pub shape: Shape,
 }
 
 struct Running {
     problem: usize,
+    serial: u64,
+    /// The tree it runs in, and which of its texts it is.
+    tree: Tree,
     text: usize,
     rollout: Sequence,
 }
 
 pub struct World {
-    pub alphabet: usize,
-    pub max_depth: usize,
-    most_running: usize,
-    window: u64,
+    pub settings: Settings,
+    /// Whether to print the calls: to understand a script that fails.
+    talks: bool,
     history: RolloutHistory,
     generation: u64,
+    serial: u64,
     problems: [Problem; PROBLEMS],
     running: Vec<Running>,
 }
 
 impl World {
-    pub fn new(alphabet: usize, max_depth: usize, most_running: usize, window: usize) -> Self {
-        let options = HistoryOptions {
-            window,
-            max_depth,
-            ..HistoryOptions::default()
-        };
-        let problem = |_| Problem {
-            oracle: Oracle::new(max_depth),
-            visits: Vec::new(),
-            visit: 0,
-            generation: 0,
-        };
+    pub fn new(settings: Settings) -> Self {
+        let options = settings.options;
         Self {
-            alphabet,
-            max_depth,
-            most_running,
-            window: window as u64,
+            talks: std::env::var_os("DAS_FUZZ_TRACE").is_some(),
+            settings,
             history: RolloutHistory::new(options).unwrap(),
             generation: 0,
-            problems: std::array::from_fn(problem),
+            serial: 0,
+            problems: std::array::from_fn(|_| Problem::new(options)),
             running: Vec::new(),
         }
     }
 
+    fn say(&self, what: impl FnOnce() -> String) {
+        if self.talks {
+            eprintln!("{}", what());
+        }
+    }
+
     /// Opens a rollout, if there is room for one more.
-    pub fn open(&mut self, problem: usize, prompt: &[u32], tally: &mut Tally) {
-        if self.running.len() >= self.most_running {
+    pub fn open(&mut self, problem: usize, prompt: &[u32], weight: f64, tally: &mut Tally) {
+        if self.running.len() >= self.settings.most_running {
             return;
         }
         tally.note(Kind::Open);
         let key = problem % PROBLEMS;
-        let rollout = self.history.rollout(key as u64, prompt).unwrap();
-        let idle = self.running.iter().all(|running| running.problem != key);
-        let problem = &mut self.problems[key];
-        problem.visit(self.generation);
-        if idle {
-            problem.expire(self.window);
-        }
-        problem.oracle.open(prompt, 1);
-        problem.visits.push(problem.visit);
+        let rollout = self
+            .history
+            .rollout_with_weight(key as u64, prompt, weight)
+            .unwrap();
+        self.serial += 1;
+        self.say(|| {
+            format!(
+                "problem {key}: open {}, prompt {prompt:?}, weight {weight}",
+                self.serial
+            )
+        });
+        let (tree, text) = self.problems[key].open(self.generation, self.serial, prompt, weight);
         self.running.push(Running {
             problem: key,
-            text: problem.oracle.texts.len() - 1,
+            serial: self.serial,
+            tree,
+            text,
             rollout,
         });
     }
@@ -86,7 +97,7 @@ impl World {
     /// Index in `running`, opening a rollout if there is none.
     fn pick(&mut self, which: usize, tally: &mut Tally) -> usize {
         if self.running.is_empty() {
-            self.open(which, &[], tally);
+            self.open(which, &[], 1.0, tally);
         }
         which % self.running.len()
     }
@@ -99,9 +110,9 @@ impl World {
     fn append_at(&mut self, which: usize, tokens: &[u32], tally: &mut Tally) {
         tally.note(Kind::Append);
         let running = &self.running[which];
-        let oracle = &mut self.problems[running.problem].oracle;
+        self.say(|| format!("{}: append {tokens:?}", running.serial));
         running.rollout.append(tokens).unwrap();
-        oracle.append(running.text, tokens);
+        running.tree.borrow_mut().append(running.text, tokens);
         self.check_match(which);
     }
 
@@ -116,28 +127,33 @@ impl World {
     /// Appends to one rollout the last tokens of another.
     pub fn copy(&mut self, from: usize, to: usize, length: usize, tally: &mut Tally) {
         let (from, to) = (self.pick(from, tally), self.pick(to, tally));
-        let source = &self.running[from];
-        let symbols = &self.problems[source.problem].oracle.texts[source.text].symbols[1..];
-        let tail = symbols[symbols.len().saturating_sub(length)..].to_vec();
+        let tail = {
+            let source = &self.running[from];
+            let symbols = &source.tree.borrow().texts[source.text].symbols[1..];
+            symbols[symbols.len().saturating_sub(length)..].to_vec()
+        };
         self.append_at(to, &tail, tally);
     }
 
     fn check_match(&self, which: usize) {
         let running = &self.running[which];
-        let expected = self.problems[running.problem].oracle.active(running.text);
-        assert_eq!(
-            running.rollout.match_length().unwrap(),
-            expected,
-            "match length"
-        );
+        let expected = running.tree.borrow().active(running.text);
+        let found = running.rollout.match_length().unwrap();
+        assert_eq!(found, expected, "match length");
     }
 
-    pub fn close(&mut self, which: usize, tally: &mut Tally) {
+    /// Ends a rollout, perhaps with another weight.
+    pub fn close(&mut self, which: usize, weight: Option<f64>, tally: &mut Tally) {
         let which = self.pick(which, tally);
         tally.note(Kind::Close);
         let running = self.running.swap_remove(which);
-        running.rollout.close();
-        self.problems[running.problem].oracle.close(running.text);
+        self.say(|| format!("{}: close, weight {weight:?}", running.serial));
+        match weight {
+            Some(weight) => running.rollout.close_with_weight(weight).unwrap(),
+            None => running.rollout.close(),
+        }
+        running.tree.borrow_mut().close(running.text);
+        self.problems[running.problem].close(running.serial, weight);
     }
 
     /// Counts a string that begins at some place of some text: in most cases it occurs there.
@@ -154,63 +170,85 @@ impl World {
             return;
         };
         tally.note(Kind::Count);
-        let oracle = &self.problems[key].oracle;
-        let symbols = &oracle.texts[text % oracle.texts.len()].symbols;
-        let tokens = symbols.iter().cycle().skip(start % symbols.len());
+        let model = self.problems[key].tree.borrow();
+        let Some(text) = model.texts.get(text % model.texts.len().max(1)) else {
+            assert_eq!(tree.count(&[0]).unwrap(), 0, "an empty tree counts nothing");
+            return;
+        };
+        let tokens = text.symbols.iter().cycle().skip(start % text.symbols.len());
         let string: Vec<u32> = tokens.map(|&token| token % START).take(length).collect();
+        let weight = model.count(&string);
+        let expected = match weight {
+            0 => 0,
+            _ => ((weight + model.unit / 2) / model.unit).max(1),
+        };
+        self.say(|| format!("problem {key}: count {string:?}"));
+        let found = tree.count(&string).unwrap();
+        assert_eq!(u64::from(found), expected, "count of {string:?}");
+        let found = tree.weight(&string).unwrap();
         assert_eq!(
-            tree.count(&string).unwrap(),
-            oracle.count(&string),
-            "count of {string:?}"
+            found,
+            weight as f64 / model.unit as f64,
+            "weight of {string:?}"
         );
     }
 
-    pub fn draft(
-        &mut self,
-        which: usize,
-        max_nodes: usize,
-        floor: f32,
-        shape: Shape,
-        tally: &mut Tally,
-    ) {
+    pub fn draft(&mut self, which: usize, wanted: &Wanted, tally: &mut Tally) {
         let which = self.pick(which, tally);
         tally.note(Kind::Draft);
         let running = &self.running[which];
-        let oracle = &self.problems[running.problem].oracle;
-        let draft = running
-            .rollout
-            .draft(&options(max_nodes, floor, shape))
-            .unwrap();
-        let expected = oracle.draft(running.text, max_nodes, floor, shape == Shape::Chain);
-        assert_same(&draft, &expected);
+        self.say(|| format!("{}: draft", running.serial));
+        let draft = running.rollout.draft(&wanted.options()).unwrap();
+        let model = running.tree.borrow();
+        assert_same(
+            &draft,
+            &model.draft(running.text, wanted.nodes, wanted.floor, wanted.is_chain()),
+        );
     }
 
-    pub fn draft_text(
-        &mut self,
-        problem: usize,
-        text: &[u32],
-        max_nodes: usize,
-        floor: f32,
-        shape: Shape,
-        tally: &mut Tally,
-    ) {
+    pub fn draft_text(&mut self, problem: usize, text: &[u32], wanted: &Wanted, tally: &mut Tally) {
         let key = problem % PROBLEMS;
         let Some(tree) = self.history.tree(key as u64) else {
             return;
         };
         tally.note(Kind::Draft);
-        let oracle = &self.problems[key].oracle;
-        let draft = tree.draft(text, &options(max_nodes, floor, shape)).unwrap();
+        self.say(|| format!("problem {key}: draft after {text:?}"));
+        let draft = tree.draft(text, &wanted.options()).unwrap();
+        let model = self.problems[key].tree.borrow();
         assert_same(
             &draft,
-            &oracle.stateless(text, max_nodes, floor, shape == Shape::Chain),
+            &model.stateless(text, wanted.nodes, wanted.floor, wanted.is_chain()),
         );
     }
 
+    /// The next generation: what will be outside the window leaves.
     pub fn advance(&mut self, tally: &mut Tally) {
         tally.note(Kind::Advance);
         self.generation += 1;
+        self.say(|| format!("advance to {}", self.generation));
         assert_eq!(self.history.advance(), self.generation);
+        self.problems.iter_mut().for_each(Problem::turn);
+        self.check_stats();
+    }
+
+    /// Saves the history and goes on with what is loaded. Rollouts that run end there.
+    pub fn reload(&mut self, tally: &mut Tally) {
+        tally.note(Kind::Reload);
+        self.say(|| "save and load".into());
+        let file = scratch_file();
+        self.history.save(&file).unwrap();
+        self.history = RolloutHistory::load(&file, |_| {}).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        self.running.clear();
+        self.problems.iter_mut().for_each(Problem::reload);
+        self.check_stats();
+    }
+
+    fn check_stats(&self) {
+        let stats = self.history.stats();
+        let rollouts: usize = self.problems.iter().map(Problem::rollouts).sum();
+        assert_eq!(stats.rollouts, rollouts, "rollouts");
+        assert_eq!(stats.running, self.running.len(), "running rollouts");
     }
 
     /// Compares what is left to compare.
@@ -218,59 +256,47 @@ impl World {
         (0..self.running.len()).for_each(|which| self.check_match(which));
         for (key, problem) in self.problems.iter().enumerate() {
             let Some(tree) = self.history.tree(key as u64) else {
+                assert_eq!(problem.rollouts(), 0, "a problem is missing");
                 continue;
             };
             tally.note(Kind::Integrity);
             tree.check_integrity().unwrap();
             assert_eq!(tree.len(), problem.tokens(), "tokens");
         }
-        let texts = self.problems.iter().map(|problem| problem.visits.len());
-        assert_eq!(self.history.stats().rollouts, texts.sum(), "rollouts");
+        self.check_stats();
     }
 }
 
-impl Problem {
-    /// The first rollout after a change of generation begins a new visit.
-    fn visit(&mut self, generation: u64) {
-        if self.visit == 0 || self.generation != generation {
-            self.visit += 1;
-            self.generation = generation;
+impl Wanted {
+    fn options(&self) -> DraftOptions {
+        DraftOptions {
+            max_nodes: self.nodes,
+            min_probability: self.floor,
+            shape: self.shape,
         }
     }
 
-    /// Drops the texts whose visit has left the window.
-    fn expire(&mut self, window: u64) {
-        let kept: Vec<usize> = (0..self.visits.len())
-            .filter(|&text| self.visits[text] + window > self.visit)
-            .collect();
-        if kept.len() == self.visits.len() {
-            return;
-        }
-        let mut oracle = Oracle::new(self.oracle.max_depth);
-        for (id, &text) in kept.iter().enumerate() {
-            let symbols = &self.oracle.texts[text].symbols;
-            oracle.open(&[], 1);
-            oracle.append(id, &symbols[1..symbols.len() - 1]);
-            oracle.close(id);
-        }
-        self.visits = kept.into_iter().map(|text| self.visits[text]).collect();
-        self.oracle = oracle;
-    }
-
-    /// Tokens of all texts, markers not counted.
-    fn tokens(&self) -> usize {
-        let texts = &self.oracle.texts;
-        texts
-            .iter()
-            .map(|text| text.symbols.len() - 1 - usize::from(text.closed))
-            .sum()
+    fn is_chain(&self) -> bool {
+        self.shape == Shape::Chain
     }
 }
 
-fn options(max_nodes: usize, min_probability: f32, shape: Shape) -> DraftOptions {
-    DraftOptions {
-        max_nodes,
-        min_probability,
-        shape,
-    }
+/// A file of this thread's, in memory if there is a place for that.
+fn scratch_file() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    let folder = if memory.is_dir() {
+        memory
+    } else {
+        std::env::temp_dir()
+    };
+    folder.join(format!(
+        "das-fuzz-{}-{:?}",
+        std::process::id(),
+        std::thread::current().id()
+    ))
+}
+
+/// Shared by the rollouts that run in a tree and the problem it belongs to.
+pub fn shared<T>(value: T) -> Rc<RefCell<T>> {
+    Rc::new(RefCell::new(value))
 }

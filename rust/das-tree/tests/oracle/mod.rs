@@ -338,7 +338,7 @@ fn blend(levels: &[Level], unit: u64) -> (Counts32, Vec<usize>) {
         last[source] = total;
         used[source] += 1;
         let most = level.followers.iter().map(|&(_, count)| count).max();
-        let dominant = most.unwrap_or(0) as f32 / total as f32 > 0.6;
+        let dominant = most.unwrap_or(0) as f32 > 0.6 * total as f32;
         if own && distinct > 1 {
             let weight = if dominant { 0.22 } else { 0.12 };
             *shares.entry(level.latest.unwrap()).or_default() += mass * weight;

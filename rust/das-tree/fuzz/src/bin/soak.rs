@@ -171,6 +171,7 @@ fn report(run: &Run, settings: &Settings, seconds: f64) -> String {
         ("count", Kind::Count),
         ("draft", Kind::Draft),
         ("advance", Kind::Advance),
+        ("reload", Kind::Reload),
         ("integrity", Kind::Integrity),
     ];
     let kinds: Vec<String> = kinds

@@ -1,0 +1,216 @@
+//! What a history should hold of one problem: rollouts inside the window, and the tree they are in.
+
+use std::{cell::RefCell, rc::Rc};
+
+use das_tree::HistoryOptions;
+
+use crate::{oracle::Oracle, world::shared};
+
+/// What an occurrence of weight 1 counts in the visit a tree is made for, and what it may count at most.
+const BASE: u64 = 1 << 24;
+const LIMIT: u64 = 1 << 28;
+
+pub type Tree = Rc<RefCell<Oracle>>;
+
+#[derive(Clone)]
+struct Rollout {
+    serial: u64,
+    visit: u64,
+    /// The weight it is to have, and the one it has in the tree.
+    weight: f64,
+    counted: f64,
+    running: bool,
+    /// The tree its text is in, and which one it is there; or its tokens, if it ended in a tree that is gone.
+    place: Place,
+}
+
+#[derive(Clone)]
+enum Place {
+    In(Tree, usize),
+    Apart(Vec<u32>),
+}
+
+pub struct Problem {
+    options: HistoryOptions,
+    pub tree: Tree,
+    rollouts: Vec<Rollout>,
+    visit: u64,
+    generation: u64,
+    /// The visit the tree was made for.
+    base: u64,
+}
+
+impl Problem {
+    pub fn new(options: HistoryOptions) -> Self {
+        let tree = empty_tree(&options);
+        Self {
+            options,
+            tree,
+            rollouts: Vec::new(),
+            visit: 0,
+            generation: 0,
+            base: 1,
+        }
+    }
+
+    pub fn rollouts(&self) -> usize {
+        self.rollouts.len()
+    }
+
+    /// Tokens of all texts in the tree, markers not counted.
+    pub fn tokens(&self) -> usize {
+        let tree = self.tree.borrow();
+        let texts = tree.texts.iter();
+        texts
+            .map(|text| text.symbols.len() - 1 - usize::from(text.closed))
+            .sum()
+    }
+
+    /// The first rollout after a change of generation begins a new visit.
+    pub fn open(
+        &mut self,
+        generation: u64,
+        serial: u64,
+        prompt: &[u32],
+        weight: f64,
+    ) -> (Tree, usize) {
+        if self.visit == 0 || self.generation != generation {
+            self.visit += 1;
+            self.generation = generation;
+            self.tree.borrow_mut().unit = self.counts(self.visit, 1.0);
+        }
+        let counts = self.counts(self.visit, weight);
+        let text = self.tree.borrow().texts.len();
+        self.tree.borrow_mut().open_weighted(prompt, counts);
+        self.rollouts.push(Rollout {
+            serial,
+            visit: self.visit,
+            weight,
+            counted: weight,
+            running: true,
+            place: Place::In(Rc::clone(&self.tree), text),
+        });
+        (Rc::clone(&self.tree), text)
+    }
+
+    /// A rollout has ended. In an earlier tree it waits for the next one, unless its visit has left the window.
+    pub fn close(&mut self, serial: u64, weight: Option<f64>) {
+        let Some(at) = self
+            .rollouts
+            .iter()
+            .position(|rollout| rollout.serial == serial)
+        else {
+            return;
+        };
+        let (visit, window) = (self.visit, self.options.window);
+        let rollout = &mut self.rollouts[at];
+        rollout.running = false;
+        rollout.weight = weight.unwrap_or(rollout.weight);
+        let (stays, apart) = (rollout.stays(visit, window), !rollout.is_in(&self.tree));
+        if apart {
+            rollout.place = Place::Apart(rollout.tokens());
+            if !stays {
+                self.rollouts.remove(at);
+            }
+        }
+    }
+
+    /// Prepares the next visit: a new tree, if anything is to leave, to come in, or to be weighed anew.
+    pub fn turn(&mut self) {
+        let (next, window) = (self.visit + 1, self.options.window);
+        let is_right = |rollout: &Rollout| {
+            rollout.running || (rollout.counted == rollout.weight && rollout.is_in(&self.tree))
+        };
+        let can_stay = |rollout: &Rollout| rollout.stays(next, window) && is_right(rollout);
+        if self.rollouts.iter().all(can_stay) && self.counts(next, 1.0) <= LIMIT {
+            return;
+        }
+        self.rollouts.retain(|rollout| rollout.stays(next, window));
+        self.base = next;
+        let tree = empty_tree(&self.options);
+        tree.borrow_mut().unit = self.counts(self.visit, 1.0);
+        for at in 0..self.rollouts.len() {
+            if !self.rollouts[at].running {
+                self.rollouts[at].counted = self.rollouts[at].weight;
+                self.put_in(&tree, at);
+            }
+        }
+        self.tree = tree;
+        if self.rollouts.is_empty() {
+            *self = Self::new(self.options);
+        }
+    }
+
+    /// What is left after saving and loading: rollouts that ran in the present tree have ended there.
+    pub fn reload(&mut self) {
+        let tree = Rc::clone(&self.tree);
+        self.rollouts
+            .retain(|rollout| !rollout.running || rollout.is_in(&tree));
+        self.rollouts
+            .iter_mut()
+            .for_each(|rollout| rollout.running = false);
+        let fresh = empty_tree(&self.options);
+        for at in 0..self.rollouts.len() {
+            if self.rollouts[at].is_in(&tree) {
+                self.put_in(&fresh, at);
+            }
+        }
+        fresh.borrow_mut().unit = self.counts(self.visit, 1.0);
+        self.tree = fresh;
+        if self.rollouts.is_empty() {
+            *self = Self::new(self.options);
+        }
+    }
+
+    /// Puts a rollout into another tree, closed.
+    fn put_in(&mut self, tree: &Tree, at: usize) {
+        let counts = self.counts(self.rollouts[at].visit, self.rollouts[at].counted);
+        let tokens = self.rollouts[at].tokens();
+        let mut oracle = tree.borrow_mut();
+        let text = oracle.texts.len();
+        oracle.open_weighted(&[], counts);
+        oracle.append(text, &tokens);
+        oracle.close(text);
+        self.rollouts[at].place = Place::In(Rc::clone(tree), text);
+    }
+
+    /// What an occurrence in a rollout of a visit counts: `decay` times as much with every visit before the tree's own, and
+    /// as much more with every one after it.
+    fn counts(&self, visit: u64, weight: f64) -> u64 {
+        let mut counts = BASE as f64 * weight;
+        for _ in visit..self.base {
+            counts *= self.options.decay;
+        }
+        for _ in self.base..visit {
+            counts /= self.options.decay;
+        }
+        (counts.round() as u64).clamp(1, 16 * LIMIT)
+    }
+}
+
+impl Rollout {
+    fn stays(&self, visit: u64, window: usize) -> bool {
+        self.running || (self.weight > 0.0 && self.visit + window as u64 > visit)
+    }
+
+    fn is_in(&self, tree: &Tree) -> bool {
+        matches!(&self.place, Place::In(own, _) if Rc::ptr_eq(own, tree))
+    }
+
+    fn tokens(&self) -> Vec<u32> {
+        match &self.place {
+            Place::Apart(tokens) => tokens.clone(),
+            Place::In(tree, text) => {
+                let text = &tree.borrow().texts[*text];
+                let end = text.symbols.len() - usize::from(text.closed);
+                text.symbols[1..end].to_vec()
+            }
+        }
+    }
+}
+
+fn empty_tree(options: &HistoryOptions) -> Tree {
+    let mut oracle = Oracle::new(options.max_depth);
+    oracle.unit = BASE;
+    shared(oracle)
+}
