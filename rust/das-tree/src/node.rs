@@ -363,13 +363,14 @@ impl Wide {
     }
 
     fn entry(&self, i: usize) -> (u64, Token) {
-        let count = self.counts[i].load(Ordering::Relaxed); // one writer; a hint to readers
-        (count, self.tokens[i].load(Ordering::Relaxed)) // as above
+        // Acquire: pairs with `set`, so that the token is one that has followed.
+        let count = self.counts[i].load(Ordering::Acquire);
+        (count, self.tokens[i].load(Ordering::Relaxed)) // one writer; to a reader a hint
     }
 
     fn set(&self, i: usize, (count, token): (u64, Token)) {
-        self.counts[i].store(count, Ordering::Relaxed); // a hint to readers
-        self.tokens[i].store(token, Ordering::Relaxed); // as above
+        self.tokens[i].store(token, Ordering::Relaxed); // published by the count
+        self.counts[i].store(count, Ordering::Release); // pairs with `entry`
     }
 
     /// Puts `token` with its new, larger count in its place. A token outside the list can only enter it when its own count
