@@ -2,6 +2,7 @@
 //! a time runs it while none ever waits. Why it is right is in `DESIGN.md`.
 
 use crate::{
+    baton::{FAIR, MUCH},
     id::{Child, Edge, NONE, NodeId, Pos, ROOT, SeqId, Token},
     node::{NewNode, publish},
     sync::Ordering,
@@ -27,8 +28,27 @@ struct Cursor {
     weight: u64,
 }
 
+/// "No sequence": none has this id, as a tree has fewer chunks.
+const NOBODY: SeqId = SeqId::MAX;
+
+/// What a thread has indexed since it came for a sequence.
+#[derive(Default)]
+struct Shift {
+    own: SeqId,
+    others: u32,
+}
+
+impl Shift {
+    /// Notes tokens of a sequence; whether those of others are more than a fair share by now.
+    fn is_over(&mut self, id: SeqId, tokens: u32) -> bool {
+        self.others += if id == self.own { 0 } else { tokens };
+        self.others >= FAIR
+    }
+}
+
 /// Handing over work. `queue` is a stack of sequences with published tokens to index; `work` counts submissions not yet
-/// dealt with. Who raises `work` from zero indexes until it is zero again; everyone else leaves at once.
+/// dealt with. Who raises `work` from zero indexes until it is zero again, or gives the index to another thread by way of
+/// `baton`; everyone else leaves at once.
 impl Tree {
     /// Sees to it that all published tokens of `id` get indexed: by this thread, or by the one that is at it.
     pub(crate) fn submit(&self, id: SeqId) {
@@ -37,24 +57,37 @@ impl Tree {
         if !record.queued.swap(true, Ordering::AcqRel) {
             self.push_queue(id, record);
         }
-        self.run(|| {});
+        // AcqRel: receives all that the previous indexer wrote, and hands over the push before it.
+        if self.work.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.index_pending(id, 1);
+        } else {
+            let pending = record.len().saturating_sub(record.active().indexed);
+            if self.baton.take(pending >= MUCH) {
+                self.index_pending(id, 0);
+            }
+        }
     }
 
     /// Runs `task` with the index at rest if nobody is indexing, then indexes what is pending. Returns whether it ran.
     pub(crate) fn run(&self, task: impl FnOnce()) -> bool {
-        // AcqRel: receives all that the previous indexer wrote, and hands over the push before it.
-        if self.work.fetch_add(1, Ordering::AcqRel) != 0 {
+        // AcqRel: as in `submit`.
+        if self.work.fetch_add(1, Ordering::AcqRel) != 0 || !self.drain(&mut Shift::default()) {
             return false;
         }
-        self.drain();
         task();
-        let mut seen = 1;
-        loop {
-            self.drain();
+        self.index_pending(NOBODY, 1);
+        true
+    }
+
+    /// Indexes until there is nothing left or another thread takes over. `seen` is how much of `work` this thread knows of,
+    /// `id` the sequence it came for.
+    fn index_pending(&self, id: SeqId, mut seen: u32) {
+        let mut shift = Shift { own: id, others: 0 };
+        while self.drain(&mut shift) {
             // AcqRel: hands the index to the next thread that finds zero; receives the pushes of those that came meanwhile.
             let before = self.work.fetch_sub(seen, Ordering::AcqRel);
             if before == seen {
-                return true;
+                return;
             }
             seen = before - seen;
         }
@@ -77,22 +110,31 @@ impl Tree {
         }
     }
 
-    fn drain(&self) {
+    /// Indexes all that is queued; false if another thread has taken over.
+    fn drain(&self, shift: &mut Shift) -> bool {
         loop {
             let mut next = self.queue.swap(NONE, Ordering::Acquire); // pairs with `push_queue`
             if next == NONE {
-                return;
+                return true;
             }
             while next != NONE {
                 let record = self.text.record(next - 1);
                 let after = record.next_queued.load(Ordering::Relaxed); // read before the sequence may be queued anew
-                self.index_sequence(next - 1, record);
+                if self.baton.is_offered() {
+                    self.push_queue(next - 1, record);
+                } else {
+                    self.index_sequence(next - 1, record, shift);
+                }
                 next = after;
+            }
+            if self.baton.is_offered() && self.baton.give() {
+                return false;
             }
         }
     }
 
-    fn index_sequence(&self, id: SeqId, record: &Record) {
+    /// Indexes what a sequence has published, or some of it if another thread offers to take over.
+    fn index_sequence(&self, id: SeqId, record: &Record, shift: &mut Shift) {
         // AcqRel: an appender that found the flag set has its tokens seen below; one that finds it clear queues anew.
         record.queued.swap(false, Ordering::AcqRel);
         let len = record.len();
@@ -104,7 +146,8 @@ impl Tree {
         let mut point = Point { node, along };
         let mut chunk = record.index_chunk.load(Ordering::Relaxed); // only whoever indexes uses it
         let weight = record.weight();
-        while indexed < len {
+        let start = indexed;
+        while indexed < len && !self.baton.is_offered() {
             if indexed % CHUNK == 0 {
                 chunk = if indexed == 0 {
                     record.first_chunk()
@@ -127,6 +170,13 @@ impl Tree {
             });
         }
         record.index_chunk.store(chunk, Ordering::Relaxed); // only whoever indexes uses it
+        // AcqRel: as in `submit`.
+        if indexed < len && !record.queued.swap(true, Ordering::AcqRel) {
+            self.push_queue(id, record);
+        }
+        if shift.is_over(id, indexed - start) {
+            self.baton.ask();
+        }
     }
 }
 

@@ -34,8 +34,9 @@
 //!
 //! # Consistency
 //!
-//! Any number of threads may append to, draft from and count in the same tree. An append never waits for another thread: if
-//! one is indexing the tree, it takes the new tokens along. Drafts and counts never wait at all (calls on one and the same
+//! Any number of threads may append to, draft from and count in the same tree. An append does not wait for another thread: if
+//! one is indexing the tree, it takes the new tokens along (or, when it has long done so for others, is relieved: that takes
+//! some microseconds at most, then the append gives up). Drafts and counts never wait at all (calls on one and the same
 //! sequence take turns). They see all that was indexed before they began; of what is indexed meanwhile, some. What was found
 //! once stays, and no count falls (but where texts of different weight meet, in a history that weighs them). With no append under way everything is exact, and the same calls give the same drafts on
 //! every run and machine.
@@ -45,6 +46,7 @@
 
 mod arena;
 mod batch;
+mod baton;
 mod blend;
 mod draft;
 mod error;

@@ -7,7 +7,7 @@ pub(crate) use std::sync::{
     atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 #[cfg(not(loom))]
-pub(crate) use std::thread_local;
+pub(crate) use std::{hint::spin_loop, thread_local};
 
 /// A value made by whoever first needs it, while others that do wait. Trees have none, so it is not modelled.
 pub(crate) type Deferred<T> = std::sync::OnceLock<T>;
@@ -18,7 +18,7 @@ pub(crate) use {
         Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
-    loom::thread_local,
+    loom::{hint::spin_loop, thread_local},
     modelled::OnceLock,
     // Reference counting is not what the models are about, and loom has no `Weak`.
     std::sync::{Arc, Weak},

@@ -1,6 +1,7 @@
 //! The tree as a whole: its parts, opening and closing sequences, counts, sizes.
 
 use crate::{
+    baton::Baton,
     blend::in_units,
     draft::{Draft, DraftOptions},
     error::{Error, Kind},
@@ -28,6 +29,8 @@ pub struct Tree {
     pub(crate) queue: AtomicU32,
     /// Submissions not yet dealt with; who raises it from zero indexes.
     pub(crate) work: AtomicU32,
+    /// How who indexes is relieved.
+    pub(crate) baton: Baton,
     /// User tokens published.
     tokens: AtomicUsize,
     /// What an occurrence of full weight counts at present.
@@ -71,6 +74,7 @@ impl Tree {
             nodes,
             queue,
             work,
+            baton: Baton::default(),
             tokens,
             unit: AtomicU64::new(unit),
         })

@@ -301,6 +301,25 @@ fn handed_over_work_is_done() {
     });
 }
 
+/// A thread that has indexed enough for others is relieved by the next that comes, or is not, and all tokens get indexed.
+#[test]
+fn relief_vs_append() {
+    model(|| {
+        let tree = tree();
+        let sequences = [sequence(&tree, &[]), sequence(&tree, &[])];
+        let threads = sequences.map(|sequence| {
+            loom::thread::spawn(move || {
+                sequence.append(&[3]).unwrap();
+                // Enough to offer to take over unasked.
+                sequence.append(&[4, 5, 6]).unwrap();
+                sequence
+            })
+        });
+        let _sequences = threads.map(|thread| thread.join().unwrap());
+        tree.check_integrity().unwrap();
+    });
+}
+
 /// The end of one sequence is indexed whatever another thread appends meanwhile: its counts are exact afterwards.
 #[test]
 fn close_vs_append() {

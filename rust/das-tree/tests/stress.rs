@@ -129,3 +129,47 @@ fn run(round: u64) {
 fn many_writers_and_readers() {
     (0..12).for_each(run);
 }
+
+/// A thread indexes its own long text while another publishes faster than anybody can index. It must not be left to index
+/// for that one as long as it goes on.
+#[test]
+fn nobody_indexes_for_another_for_ever() {
+    const TOO_MANY: usize = 4_000_000;
+    let texts = varied_texts(400, 640);
+    let long = varied_texts(20, 1000).concat();
+    let tree = Tree::new(64).unwrap();
+    let done = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            tree.sequence(&[]).unwrap().append(&long).unwrap();
+            done.store(1, Ordering::Relaxed);
+        });
+        while tree.is_empty() {
+            std::hint::spin_loop();
+        }
+        for text in texts.iter().cycle() {
+            if done.load(Ordering::Relaxed) == 1 || tree.len() > TOO_MANY {
+                return;
+            }
+            tree.sequence(&[]).unwrap().append(text).unwrap();
+        }
+    });
+    assert!(
+        tree.len() < TOO_MANY,
+        "a thread was kept while {TOO_MANY} tokens came"
+    );
+}
+
+/// Noisy copies of one text over a large alphabet.
+fn varied_texts(count: usize, length: usize) -> Vec<Vec<u32>> {
+    let mut random = Random(3);
+    let text: Vec<usize> = (0..length).map(|_| random.below(150_000)).collect();
+    let copy = |_| {
+        let mut noisy = |&token: &usize| match random.below(20) {
+            0 => random.below(150_000) as u32,
+            _ => token as u32,
+        };
+        text.iter().map(&mut noisy).collect()
+    };
+    (0..count).map(copy).collect()
+}
