@@ -50,23 +50,50 @@ WEAKENINGS = (
     relaxed("length: get", "text.rs", "self.len.load(Ordering::Acquire)"),
     relaxed("active point: set", "text.rs", "self.active.store(active.to_bits(), Ordering::Release)"),
     relaxed("active point: get", "text.rs", "Active::from_bits(self.active.load(Ordering::Acquire))"),
-    relaxed("queued flag: set", "index.rs", "record.queued.swap(true, Ordering::AcqRel)"),
+    relaxed("queued flag: set", "index.rs", "        if !record.queued.swap(true, Ordering::AcqRel)"),
     relaxed("queued flag: clear", "index.rs", "record.queued.swap(false, Ordering::AcqRel)"),
-    relaxed("work: add", "index.rs", "self.work.fetch_add(1, Ordering::AcqRel)"),
+    relaxed("work: add", "index.rs", "self.work.fetch_add(1, Ordering::AcqRel) == 0"),
     relaxed("work: subtract", "index.rs", "self.work.fetch_sub(seen, Ordering::AcqRel)"),
     relaxed("queue: push", "index.rs", "id + 1,\n                Ordering::Release,"),
     relaxed("queue: take", "index.rs", "self.queue.swap(NONE, Ordering::Acquire)"),
+    relaxed("baton: give", "baton.rs", "now + GIVEN - OFFERED,\n                    Ordering::Release,"),
+    Weakening(
+        "baton: take",
+        "baton.rs",
+        ".compare_exchange(from, to, Ordering::Relaxed, Ordering::Acquire)",
+        ".compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)",
+    ),
+    relaxed("top list: set", "node.rs", "self.counts[i].store(count, Ordering::Release)"),
+    relaxed("top list: get", "node.rs", "self.counts[i].load(Ordering::Acquire)"),
     Weakening(
         "work is announced before it is queued",
         "index.rs",
-        "            self.push_queue(id, record);\n        }\n        self.run(|| {});",
-        "            self.run(|| {});\n            self.push_queue(id, record);\n        }",
+        "        if !record.queued.swap(true, Ordering::AcqRel) {\n"
+        "            self.push_queue(id, record);\n        }\n"
+        "        // AcqRel: receives all that the previous indexer wrote, and hands over the push before it.\n"
+        "        if self.work.fetch_add(1, Ordering::AcqRel) == 0 {",
+        "        let first = self.work.fetch_add(1, Ordering::AcqRel) == 0;\n"
+        "        if !record.queued.swap(true, Ordering::AcqRel) {\n"
+        "            self.push_queue(id, record);\n        }\n"
+        "        if first {",
+    ),
+    Weakening(
+        "an indexer that is relieved forgets the sequence it was at",
+        "index.rs",
+        "if indexed < len && !record.queued.swap(true, Ordering::AcqRel) {",
+        "if indexed > len {",
+    ),
+    Weakening(
+        "an indexer goes on after it gave the index away",
+        "index.rs",
+        "            if self.baton.is_offered() && self.baton.give() {\n                return false;\n            }",
+        "            if self.baton.is_offered() && self.baton.give() {\n                continue;\n            }",
     ),
     Weakening(
         "the indexer leaves without looking again",
         "index.rs",
         "            seen = before - seen;",
-        "            self.work.store(0, Ordering::Release);\n            return true;",
+        "            self.work.store(0, Ordering::Release);\n            return;",
     ),
     Weakening(
         "the queued flag is cleared after the length was read",
@@ -88,16 +115,16 @@ WEAKENINGS = (
         "a node's list is filled after it was published",
         "node.rs",
         "        for slot in &node.edges {\n            let edge = Edge::from_bits(load(slot));\n"
-        "            wide.raise(edge.token, self.child_count(edge.child));\n        }\n"
+        "            wide.raise(edge.token, self.child_count(edge.child, text));\n        }\n"
         "        node.wide.store(fresh, Ordering::Release); // pairs with `find` and `top`",
         "        node.wide.store(fresh, Ordering::Release); // pairs with `find` and `top`\n"
         "        for slot in &node.edges {\n            let edge = Edge::from_bits(load(slot));\n"
-        "            wide.raise(edge.token, self.child_count(edge.child));\n        }",
+        "            wide.raise(edge.token, self.child_count(edge.child, text));\n        }",
     ),
     Weakening(
         "a split starts the new node's count anew",
         "index.rs",
-        "        let count = self.nodes.child_count(child);\n        let position",
+        "        let count = self.nodes.child_count(child, &self.text);\n        let position",
         "        let count = 0;\n        let position",
     ),
     Weakening(
