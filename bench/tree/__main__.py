@@ -14,34 +14,34 @@ from . import data, peers, report
 
 STRUCTURES = ("das", "das-history", "arctic", "ngram")
 TOKENS = (100_000, 1_000_000, 5_000_000)
-THREADS = {"1": 1, "2": 2, "expiry": 0}
-"""What is measured: alone, by two threads, or expiry beside drafts, which the case calls 0 threads."""
+CASES = {"1": 1, "2": 2, "expiry": 2, "snapshot": 1}
+"""What is measured, and by how many threads: appends and drafts by one or two, expiry beside drafts, a file."""
 NGRAM_TOKENS = 1_000_000
 """Beyond this the n-gram corpus is not measured: its pool of nodes is full, and what it stores it loses again."""
-EXPIRING = ("das-history", "arctic")
+ABLE = {"expiry": ("das-history", "arctic"), "snapshot": ("das-history",)}
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One process: `threads` is 0 for expiry."""
+    """One process."""
 
+    case: str
     structure: str
     data: str
     tokens: int
     threads: int
 
     def __str__(self) -> str:
-        kind = "expiry" if self.threads == 0 else f"{self.threads} thread{'s' * (self.threads > 1)}"
-        return f"{self.structure}, {self.data}, {self.tokens:,} tokens, {kind}"
+        return f"{report.title(self.case, self.threads)}: {self.structure}, {self.data}, {self.tokens:,} tokens"
 
     @property
     def skipped(self) -> str | None:
         """Why it is not measured."""
         if self.structure == "ngram" and self.tokens > NGRAM_TOKENS:
             return "its pool of nodes is full"
-        if self.threads == 0 and self.structure not in EXPIRING:
-            return "it cannot expire"
+        if self.structure not in ABLE.get(self.case, STRUCTURES):
+            return "it cannot do that"
         return None
 
 
@@ -65,7 +65,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=counts, default=list(TOKENS), metavar="N,...", help="default 1e5,1e6,5e6")
     parser.add_argument("--data", type=names(data.KINDS), default=list(data.KINDS), metavar="KIND,...")
     parser.add_argument("--structures", type=names(STRUCTURES), default=list(STRUCTURES), metavar="NAME,...")
-    parser.add_argument("--threads", type=names(tuple(THREADS)), default=list(THREADS), metavar="1,2,expiry")
+    parser.add_argument("--cases", type=names(tuple(CASES)), default=list(CASES), metavar="1,2,expiry,snapshot")
     parser.add_argument("--traces", metavar="DIR", help="recorded rollouts (.npz); without it there is no trace data")
     parser.add_argument("--json", metavar="FILE", help="write machine, settings and results")
     parser.add_argument("--plot", metavar="FILE", help="draw them (needs matplotlib; .svg or .png)")
@@ -96,8 +96,8 @@ def main() -> int:
     chosen = options()
     kinds = [kind for kind in chosen.data if kind != "trace" or chosen.traces]
     cases = [
-        Case(structure, kind, tokens, THREADS[threads])
-        for threads in chosen.threads
+        Case("drafts" if case.isdigit() else case, structure, kind, tokens, CASES[case])
+        for case in chosen.cases
         for kind in kinds
         for tokens in chosen.tokens
         for structure in chosen.structures
@@ -113,9 +113,9 @@ def main() -> int:
         except RuntimeError as error:
             print(error, file=sys.stderr)
             return 1
+        if chosen.json:
+            report.write(Path(chosen.json), results, left_out)
     report.show(results)
-    if chosen.json:
-        report.write(Path(chosen.json), results, left_out)
     if chosen.plot:
         report.plot(Path(chosen.plot), results)
     return 0

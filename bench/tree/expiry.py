@@ -12,8 +12,10 @@ from .worker import DRAFTERS, OPENED, STEP_TOKENS, resident
 
 ALONE_S = 1.0
 """How long drafts are timed before anything leaves."""
-WAIT_S = 300.0
-"""How long expiry may take."""
+PAUSE_S = 0.003
+"""Between two rounds of drafts, which are the steps of an engine."""
+
+Leave = Callable[[], None]
 
 
 class Drafting:
@@ -24,72 +26,80 @@ class Drafting:
         for number, text in enumerate(self._texts):
             structure.open(number, workload.live_problems[number], text[:OPENED])
 
-    def time(self, until: Callable[[], bool]) -> list[float]:
-        """Microseconds of each draft until asked to stop."""
+    def time(self, is_over: Callable[[], bool]) -> list[float]:
+        """Microseconds of each draft, in whole rounds, one at least."""
         times: list[float] = []
         at = OPENED
-        while not until():
+        while not times or not is_over():
             for number, text in enumerate(self._texts):
                 self._structure.append(number, text[at : at + STEP_TOKENS])
                 start = time.perf_counter_ns()
                 self._structure.draft(number)
                 times.append((time.perf_counter_ns() - start) / 1e3)
+            time.sleep(PAUSE_S)
             at = at + STEP_TOKENS if at + 2 * STEP_TOKENS <= data.LIVE_TOKENS else OPENED
         return times
 
+    def close(self) -> None:
+        """Ends the live requests."""
+        for number in range(len(self._texts)):
+            self._structure.close(number)
 
-def _store_history(workload: data.Workload) -> tuple[structures.Structure, Callable[[], None]]:
+
+def store_history(workload: data.Workload) -> tuple[structures.DasHistory, Leave]:
     """Even rollouts as one generation, odd ones as the next, a window of two: a third generation lets the first go."""
-    history = structures.DasHistory(window=2)
+    structure = structures.DasHistory(window=2)
     count = len(workload.stored)
-    for first in range(2):
-        for number in range(first, count, 2):
-            history.store(number, workload.problems[number], workload.stored[number])
-        history.history.advance()
-    leaving = len(range(0, count, 2))
+    for number in [*range(0, count, 2), *range(1, count, 2)]:
+        if number == 1:
+            structure.history.advance()
+        structure.store(number, workload.problems[number], workload.stored[number])
 
-    def expire() -> None:
-        for problem in dict.fromkeys(workload.problems):
-            history.history.rollout(problem).close()
-        end = time.monotonic() + WAIT_S
-        while history.history.stats()["expired_rollouts"] < leaving:
-            if time.monotonic() > end:
-                raise TimeoutError(f"expiry takes more than {WAIT_S:.0f} s")
-            time.sleep(0.001)
+    def leave() -> None:
+        structure.history.advance()
+        structure.history.maintain()
 
-    return history, expire
+    return structure, leave
 
 
-def _store_arctic(workload: data.Workload) -> tuple[structures.Structure, Callable[[], None]]:
-    arctic = structures.Arctic()
-    for number, tokens in enumerate(workload.stored):
-        arctic.store(number, workload.problems[number], tokens)
+def _store_arctic(workload: data.Workload) -> tuple[structures.Structure, Leave]:
+    structure = structures.Arctic()
+    count = len(workload.stored)
+    for number in range(count):
+        structure.store(number, workload.problems[number], workload.stored[number])
 
-    def expire() -> None:
-        for number in range(0, len(workload.stored), 2):
-            arctic.remove(number)
+    def leave() -> None:
+        for number in range(0, count, 2):
+            structure.remove(number)
 
-    return arctic, expire
+    return structure, leave
 
 
 def measure(name: str, workload: data.Workload) -> dict[str, Any]:
-    """The figures of one case: `draft_us_*` of drafts during expiry, `alone_us_*` of those before."""
-    structure, expire = {"das-history": _store_history, "arctic": _store_arctic}[name](workload)
+    """The figures of one case: `draft_us_*` of drafts during expiry, `alone_us_*` of those before. What the live
+    requests themselves hold on to is given back at their end: `returned_bytes_per_token` is measured after that.
+    """
+    structure, leave = _store_arctic(workload) if name == "arctic" else store_history(workload)
     drafting = Drafting(structure, workload)
     end = time.monotonic() + ALONE_S
     alone = drafting.time(lambda: time.monotonic() > end)
     before = resident()
-    leaver = threading.Thread(target=expire)
+    leaver = threading.Thread(target=leave)
     start = time.perf_counter()
     leaver.start()
     during = drafting.time(lambda: not leaver.is_alive())
-    expire_s = time.perf_counter() - start
     leaver.join()
+    expire_s = time.perf_counter() - start
+    drafting.close()
+    if isinstance(structure, structures.DasHistory):
+        structure.history.advance()
+        structure.history.maintain()
     leaving = sum(map(len, workload.stored[::2]))
     return {
         "expire_ms": expire_s * 1e3,
         "expired_tokens": leaving,
         "returned_bytes_per_token": (before - resident()) / leaving,
+        "drafts_meanwhile": len(during),
         **_latencies("alone_us", alone),
         **_latencies("draft_us", during),
     }

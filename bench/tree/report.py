@@ -10,40 +10,54 @@ from . import data, peers, structures, worker
 
 Row = dict[str, Any]
 
-_COLUMNS = (
-    ("append_ns_per_token", "append ns/token", "{:.0f}"),
-    ("bytes_per_token", "bytes/token", "{:.0f}"),
-    ("draft_us_p50", "draft us p50", "{:.1f}"),
-    ("draft_us_p99", "p99", "{:.1f}"),
-    ("step64_ms", "step 64 ms", "{:.2f}"),
-    ("step256_ms", "step 256 ms", "{:.2f}"),
-)
-_EXPIRY_COLUMNS = (
-    ("expire_ms", "expiry ms", "{:.1f}"),
-    ("returned_bytes_per_token", "bytes returned/token", "{:.0f}"),
-    ("draft_us_p50", "draft us p50", "{:.1f}"),
-    ("draft_us_p99", "p99", "{:.1f}"),
-    ("draft_us_max", "max", "{:.0f}"),
-)
-_PLOTTED = _COLUMNS[:2] + _COLUMNS[3:5]
+_COLUMNS = {
+    "drafts": (
+        ("append_ns_per_token", "append ns/token", "{:.0f}"),
+        ("bytes_per_token", "bytes/token", "{:.0f}"),
+        ("draft_us_p50", "draft us p50", "{:.1f}"),
+        ("draft_us_p99", "draft us p99", "{:.1f}"),
+        ("step64_ms", "step 64 ms", "{:.2f}"),
+        ("step256_ms", "step 256 ms", "{:.2f}"),
+    ),
+    "expiry": (
+        ("expire_ms", "expiry ms", "{:.1f}"),
+        ("returned_bytes_per_token", "bytes back/token", "{:.0f}"),
+        ("alone_us_p99", "p99 us before", "{:.1f}"),
+        ("draft_us_p50", "draft us p50", "{:.1f}"),
+        ("draft_us_p99", "draft us p99", "{:.1f}"),
+        ("draft_us_max", "draft us max", "{:.0f}"),
+    ),
+    "snapshot": (
+        ("save_ms", "save ms", "{:.0f}"),
+        ("load_ms", "load ms", "{:.0f}"),
+        ("file_bytes_per_token", "bytes/token", "{:.1f}"),
+    ),
+}
+_PLOTTED = tuple(_COLUMNS["drafts"][i] for i in (0, 1, 3, 4))
+
+
+def title(case: str, threads: int) -> str:
+    """What a kind of case is called."""
+    return {"expiry": "expiry beside drafts", "snapshot": "saving and loading"}.get(
+        case, f"{threads} thread{'s' * (threads > 1)}"
+    )
 
 
 def show(results: list[Row]) -> None:
     """Print the results, a block per kind of case."""
-    for threads in sorted({row["threads"] for row in results}, key=lambda threads: (threads == 0, threads)):
-        rows = [row for row in results if row["threads"] == threads]
-        title = {0: "expiry beside drafts", 1: "1 thread"}.get(threads, f"{threads} threads")
-        columns = _EXPIRY_COLUMNS if threads == 0 else _COLUMNS
-        print(f"\n{title}")
-        print(f"{'data':<16}{'tokens':>10}  {'structure':<12}" + "".join(f"{name:>22}" for _, name, _ in columns))
+    for case, threads in dict.fromkeys((row["case"], row["threads"]) for row in results):
+        rows = [row for row in results if (row["case"], row["threads"]) == (case, threads)]
+        columns = _COLUMNS[case]
+        print(f"\n{title(case, threads)}")
+        print(f"{'data':<16}{'tokens':>10}  {'structure':<12}" + "".join(f"{name:>18}" for _, name, _ in columns))
         for row in sorted(rows, key=lambda row: (data.KINDS.index(row["data"]), row["tokens"])):
-            cells = (form.format(row[key]) if row.get(key) is not None else "-" for key, _, form in columns)
+            cells = (form.format(row[key]) for key, _, form in columns)
             line = f"{row['data']:<16}{row['tokens']:>10}  {row['structure']:<12}"
-            print(line + "".join(f"{cell:>22}" for cell in cells))
+            print(line + "".join(f"{cell:>18}" for cell in cells))
 
 
 def write(file: Path, results: list[Row], left_out: list[Row]) -> None:
-    """Write machine, settings and results. `threads` is 0 in the rows about expiry."""
+    """Write machine, settings and results."""
     settings = {
         "draft_nodes": structures.DRAFT,
         "step_tokens": worker.STEP_TOKENS,
@@ -75,7 +89,7 @@ def plot(file: Path, results: list[Row]) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    rows = [row for row in results if row["threads"] == 1]
+    rows = [row for row in results if (row["case"], row["threads"]) == ("drafts", 1)]
     kinds = [kind for kind in data.KINDS if any(row["data"] == kind for row in rows)]
     figure, panels = pyplot.subplots(
         len(kinds), len(_PLOTTED), figsize=(4 * len(_PLOTTED), 3 * len(kinds)), squeeze=False, sharex=True
@@ -86,8 +100,9 @@ def plot(file: Path, results: list[Row]) -> None:
                 points = sorted(
                     (row["tokens"], row[key]) for row in rows if row["data"] == kind and row["structure"] == structure
                 )
-                panel.plot(*zip(*points, strict=True), marker="o", label=structure)
-            panel.set(xscale="log", yscale="log", title=f"{kind}: {'draft us ' if name == 'p99' else ''}{name}")
+                if points:
+                    panel.plot(*zip(*points, strict=True), marker="o", label=structure)
+            panel.set(xscale="log", yscale="log", title=f"{kind}: {name}")
             panel.grid(visible=True, which="both", alpha=0.2)
     for panel in panels[-1]:
         panel.set_xlabel("tokens stored")

@@ -26,6 +26,9 @@ class Structure(Protocol):
     def draft(self, number: int) -> object:
         """Drafts for one live request."""
 
+    def close(self, number: int) -> None:
+        """Ends a live request."""
+
     def step(self, count: int, tokens: Tokens) -> object:
         """An engine step for the first `count` live requests: appends `tokens` [count, n], drafts, packs the drafts."""
 
@@ -74,6 +77,9 @@ class Das:
 
     def draft(self, number: int) -> object:
         return self._live[number].draft(DRAFT)
+
+    def close(self, number: int) -> None:
+        self._live[number].close()
 
     def step(self, count: int, tokens: Tokens) -> object:
         offsets = np.arange(0, tokens.size + 1, tokens.shape[1], dtype=np.int32)
@@ -135,6 +141,9 @@ class Arctic:
         context = self._texts[number][max(0, length - self.DEPTH) : length]
         return self._cache.speculate(number, context, max_spec_tokens=DRAFT, use_tree_spec=True)
 
+    def close(self, number: int) -> None:
+        self._cache.stop_request(number)
+
     def step(self, count: int, tokens: Tokens) -> object:
         drafts = np.zeros((count, DRAFT), dtype=np.int32)
         parents = np.full((count, DRAFT), -1, dtype=np.int32)
@@ -195,6 +204,9 @@ class Ngram:
 
     def draft(self, number: int) -> object:
         return self._get([number])
+
+    def close(self, number: int) -> None:
+        self._corpus.erase_match_state([str(number)])
 
     def step(self, count: int, tokens: Tokens) -> object:
         for number in range(count):

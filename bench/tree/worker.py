@@ -146,10 +146,14 @@ def main() -> None:
     case = json.loads(Path(sys.argv[1]).read_text())
     traces = Path(case["traces"]) if case["traces"] else None
     workload = data.make(case["data"], case["tokens"], traces)
-    if case["threads"] == 0:
+    if case["case"] == "expiry":
         from . import expiry
 
         figures = expiry.measure(case["structure"], workload)
+    elif case["case"] == "snapshot":
+        from . import snapshot
+
+        figures = snapshot.measure(workload)
     else:
         figures = measure(case["structure"], workload, case["threads"])
     Path(sys.argv[2]).write_text(json.dumps(figures))
