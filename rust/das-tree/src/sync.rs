@@ -3,11 +3,16 @@
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, Weak,
+    Arc, Mutex, MutexGuard, Weak,
     atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 #[cfg(not(loom))]
 pub(crate) use std::{hint::spin_loop, thread_local};
+
+#[cfg(any(loom, tsan))]
+pub(crate) use modelled::OnceLock;
+#[cfg(not(any(loom, tsan)))]
+pub(crate) use std::sync::OnceLock;
 
 /// A value made by whoever first needs it, while others that do wait. Trees have none, so it is not modelled.
 pub(crate) type Deferred<T> = std::sync::OnceLock<T>;
@@ -19,7 +24,6 @@ pub(crate) use {
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
     loom::{hint::spin_loop, thread_local},
-    modelled::OnceLock,
     // Reference counting is not what the models are about, and loom has no `Weak`.
     std::sync::{Arc, Weak},
 };
@@ -45,11 +49,12 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-#[cfg(loom)]
+#[cfg(any(loom, tsan))]
 mod modelled {
     use super::{AtomicBool, Ordering};
 
-    /// `std::sync::OnceLock` as loom must see it: the value is there once a flag, set with Release, is read with Acquire.
+    /// `std::sync::OnceLock` as loom must see it, and ThreadSanitizer, which does not see into the standard library: the
+    /// value is there once a flag, set with Release, is read with Acquire.
     #[derive(Debug)]
     pub(crate) struct OnceLock<T> {
         ready: AtomicBool,
@@ -74,7 +79,12 @@ mod modelled {
 
         pub(crate) fn set(&self, value: T) -> Result<(), T> {
             let outcome = self.cell.set(value);
-            self.ready.store(true, Ordering::Release);
+            if outcome.is_ok() || cfg!(loom) {
+                self.ready.store(true, Ordering::Release);
+            }
+            while !self.ready.load(Ordering::Acquire) {
+                super::spin_loop();
+            }
             outcome
         }
     }
