@@ -18,7 +18,10 @@ run() {
         cargo test --quiet --target "$host" "$@"
 }
 
+# What das-cpu's threads do to each other goes through a condition variable of the standard library: nothing for the first.
 for sanitizer in ${*:-thread address}; do
     run "$sanitizer" -p das-tree --lib --test stress
-    run "$sanitizer" -p das-cpu --lib --tests
+    if [ "$sanitizer" = address ]; then
+        run "$sanitizer" -p das-cpu --lib --tests
+    fi
 done
