@@ -9,7 +9,7 @@ use crate::sync::{AtomicU32, Ordering, spin_loop};
 /// Tokens that a thread indexes for others before it asks for relief.
 pub(crate) const FAIR: u32 = if cfg!(loom) { 1 } else { 1024 };
 /// Tokens of its own with which a thread offers to take over unasked.
-pub(crate) const MUCH: u32 = if cfg!(loom) { 3 } else { 256 };
+pub(crate) const MUCH: u32 = if cfg!(loom) { 2 } else { 256 };
 /// How often a thread that has offered looks whether it was given the index.
 const PATIENCE: u32 = if cfg!(loom) { 1 } else { 1000 };
 

@@ -282,42 +282,39 @@ fn two_appenders() {
     });
 }
 
-/// A token published while another thread is at the index is taken along by it, or indexed by the publisher: never left.
-#[test]
-fn handed_over_work_is_done() {
-    model(|| {
+/// Two threads append to a sequence each, one after another. What they publish while the other one is at the index is taken
+/// along by it, or indexed by the publisher: never left.
+fn append_side_by_side(texts: [&'static [&'static [u32]]; 2]) {
+    model(move || {
         let tree = tree();
-        let sequences = [sequence(&tree, &[]), sequence(&tree, &[])];
-        let threads = sequences.map(|sequence| {
+        let threads = texts.map(|appends| {
+            let sequence = sequence(&tree, &[]);
             loom::thread::spawn(move || {
-                sequence.append(&[3]).unwrap();
-                sequence.append(&[4]).unwrap();
+                appends
+                    .iter()
+                    .for_each(|tokens| sequence.append(tokens).unwrap());
                 sequence
             })
         });
         let _sequences = threads.map(|thread| thread.join().unwrap());
-        // Checks, without appending anything, that all published tokens are indexed.
+        // Before the check of the whole, which would index what is left.
+        for token in texts.into_iter().flatten().copied().flatten() {
+            assert_eq!(count(&tree, &[*token]), 1, "token {token} is left");
+        }
         tree.check_integrity().unwrap();
     });
 }
 
-/// A thread that has indexed enough for others is relieved by the next that comes, or is not, and all tokens get indexed.
+#[test]
+fn handed_over_work_is_done() {
+    append_side_by_side([&[&[3], &[4]], &[&[5], &[6]]]);
+}
+
+/// A thread that has indexed enough for others is relieved by the next that comes, or is not. Two tokens are enough to offer
+/// that unasked.
 #[test]
 fn relief_vs_append() {
-    model(|| {
-        let tree = tree();
-        let sequences = [sequence(&tree, &[]), sequence(&tree, &[])];
-        let threads = sequences.map(|sequence| {
-            loom::thread::spawn(move || {
-                sequence.append(&[3]).unwrap();
-                // Enough to offer to take over unasked.
-                sequence.append(&[4, 5, 6]).unwrap();
-                sequence
-            })
-        });
-        let _sequences = threads.map(|thread| thread.join().unwrap());
-        tree.check_integrity().unwrap();
-    });
+    append_side_by_side([&[&[3, 4]], &[&[5], &[6]]]);
 }
 
 /// The end of one sequence is indexed whatever another thread appends meanwhile: its counts are exact afterwards.
