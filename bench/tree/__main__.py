@@ -68,6 +68,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--cases", type=names(tuple(CASES)), default=list(CASES), metavar="1,2,expiry,snapshot")
     parser.add_argument("--traces", metavar="DIR", help="recorded rollouts (.npz); without it there is no trace data")
     parser.add_argument("--json", metavar="FILE", help="write machine, settings and results")
+    parser.add_argument("--note", metavar="TEXT", help="written into the JSON file, for whoever reads it")
     parser.add_argument("--plot", metavar="FILE", help="draw them (needs matplotlib; .svg or .png)")
     return parser.parse_args()
 
@@ -114,7 +115,7 @@ def main() -> int:
             print(error, file=sys.stderr)
             return 1
         if chosen.json:
-            report.write(Path(chosen.json), results, left_out)
+            report.write(Path(chosen.json), results, left_out, chosen.note)
     report.show(results)
     if chosen.plot:
         report.plot(Path(chosen.plot), results)

@@ -13,6 +13,7 @@ Row = dict[str, Any]
 _COLUMNS = {
     "drafts": (
         ("append_ns_per_token", "append ns/token", "{:.0f}"),
+        ("append_cpu_ns_per_token", "CPU ns/token", "{:.0f}"),
         ("bytes_per_token", "bytes/token", "{:.0f}"),
         ("draft_us_p50", "draft us p50", "{:.1f}"),
         ("draft_us_p99", "draft us p99", "{:.1f}"),
@@ -33,7 +34,7 @@ _COLUMNS = {
         ("file_bytes_per_token", "bytes/token", "{:.1f}"),
     ),
 }
-_PLOTTED = tuple(_COLUMNS["drafts"][i] for i in (0, 1, 3, 4))
+_PLOTTED = tuple(_COLUMNS["drafts"][i] for i in (1, 2, 4, 5))
 
 
 def title(case: str, threads: int) -> str:
@@ -56,8 +57,8 @@ def show(results: list[Row]) -> None:
             print(line + "".join(f"{cell:>18}" for cell in cells))
 
 
-def write(file: Path, results: list[Row], left_out: list[Row]) -> None:
-    """Write machine, settings and results."""
+def write(file: Path, results: list[Row], left_out: list[Row], note: str | None) -> None:
+    """Write machine, settings and results. The note says what a reader should know of the run."""
     settings = {
         "draft_nodes": structures.DRAFT,
         "step_tokens": worker.STEP_TOKENS,
@@ -71,6 +72,7 @@ def write(file: Path, results: list[Row], left_out: list[Row]) -> None:
         "noise": data.NOISE,
         "peers": peers.versions(),
         "left_out": left_out,
+        "note": note,
     }
     content = {"machine": machine.describe(), "settings": settings, "results": results}
     file.parent.mkdir(parents=True, exist_ok=True)

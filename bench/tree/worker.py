@@ -111,13 +111,13 @@ def measure(name: str, workload: data.Workload, threads: int) -> dict[str, Any]:
     numbers = range(len(workload.stored))
     before = resident()
     structure = structures.make(name, workload.tokens)
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     if threads == 1:
         store(structure, workload, numbers)
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(lambda part: store(structure, workload, numbers[part::threads]), range(threads)))
-    append_s = time.perf_counter() - start
+    append_s, append_cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
     grown, own = resident() - before, structure.memory_usage()
 
     for number, text in enumerate(workload.live):
@@ -132,6 +132,7 @@ def measure(name: str, workload: data.Workload, threads: int) -> dict[str, Any]:
     steps = {count: time_steps(structure, live, count, times) for count, times in BATCHES.items()}
     return {
         "append_ns_per_token": append_s * 1e9 / workload.tokens,
+        "append_cpu_ns_per_token": append_cpu_s * 1e9 / workload.tokens,
         "bytes_per_token": grown / workload.tokens,
         "own_bytes_per_token": None if own is None else own / workload.tokens,
         "draft_us_p50": float(np.percentile(drafts, 50)),
