@@ -16,8 +16,12 @@ use das_tree::{DraftOptions, Sequence, Tree};
 const PREEMPTIONS: usize = 3;
 
 fn model(body: impl Fn() + Sync + Send + 'static) {
+    bounded_model(PREEMPTIONS, body);
+}
+
+fn bounded_model(preemptions: usize, body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = builder.preemption_bound.or(Some(PREEMPTIONS));
+    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
     builder.max_branches = 100_000;
     builder.check(body);
 }
@@ -283,9 +287,10 @@ fn two_appenders() {
 }
 
 /// Two threads append to a sequence each, one after another. What they publish while the other one is at the index is taken
-/// along by it, or indexed by the publisher: never left.
+/// along by it, or indexed by the publisher: never left. So much happens here that two preemptions
+/// have to do.
 fn append_side_by_side(texts: [&'static [&'static [u32]]; 2]) {
-    model(move || {
+    bounded_model(2, move || {
         let tree = tree();
         let threads = texts.map(|appends| {
             let sequence = sequence(&tree, &[]);
