@@ -58,4 +58,4 @@ format: .venv/.installed
 
 # What proves the suffix tree; each script says what it does.
 loom sanitize fuzz:
-	scripts/$@.sh $(ARGS)
+	rust/scripts/$@.sh $(ARGS)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Compares the suffix tree with a naive oracle, call by call, on the committed scripts and then on random ones.
 #
-#   scripts/fuzz.sh [--seconds S] [--operations N] [--seed N] [--threads N]    random scripts; builds on stable
-#   scripts/fuzz.sh guided [libFuzzer options]                                 scripts that reach new code
+#   rust/scripts/fuzz.sh [--seconds S] [--operations N] [--seed N] [--threads N]    random scripts; builds on stable
+#   rust/scripts/fuzz.sh guided [libFuzzer options]                                 scripts that reach new code
 #
 # The second needs a C++ compiler. libFuzzer comes with the crate `libfuzzer-sys`; the compiler flags are those it is
 # documented to need, which the stable compiler takes with RUSTC_BOOTSTRAP=1. What it finds goes to target/fuzz/corpus.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 crate=rust/das-tree/fuzz
 host=$(rustc -vV | sed -n 's/^host: //p')
 export CARGO_TARGET_DIR=target/fuzz

@@ -4,9 +4,9 @@
 # The flags are unstable, but the stable compiler takes them with RUSTC_BOOTSTRAP=1. The standard library itself is not
 # instrumented: what its internals do is taken on trust, and the test harness, which relies on them, is left out.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 export RUSTC_BOOTSTRAP=1
-export TSAN_OPTIONS="suppressions=$PWD/scripts/tsan-suppressions.txt"
+export TSAN_OPTIONS="suppressions=$PWD/rust/scripts/tsan-suppressions.txt"
 host=$(rustc -vV | sed -n 's/^host: //p')
 
 # The tests of a crate, under one of the two. `--cfg tsan` has das-tree bring the orderings of `OnceLock` along.
