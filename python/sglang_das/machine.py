@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("sglang-das", "sglang", "torch", "transformers", "numpy")
@@ -20,14 +21,10 @@ def describe() -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    cpus = Path("/proc/cpuinfo")  # Linux; elsewhere Python knows as much as anyone
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None) or platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:

@@ -92,6 +92,17 @@ pub(crate) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FUSED { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// Taylor of 2^x on [-1/2, 1/2], from the highest power down: ln(2)^k / k!.
+pub(crate) const EXP2_TERMS: [f32; 7] = [
+    1.540_353e-4,
+    1.333_355_8e-3,
+    9.618_129e-3,
+    5.550_411e-2,
+    2.402_265e-1,
+    6.931_472e-1,
+    1.0,
+];
+
 /// 2^x to about one unit in the last place, for x within the exponents of float32; those beyond are taken to the ends.
 #[inline(always)]
 pub(crate) fn exp2<const FUSED: bool>(x: f32) -> f32 {
@@ -103,16 +114,8 @@ pub(crate) fn exp2<const FUSED: bool>(x: f32) -> f32 {
     let shifted = clamped + ROUND;
     let whole = shifted - ROUND;
     let rest = clamped - whole;
-    // Taylor of 2^rest on [-1/2, 1/2], coefficients ln(2)^k / k!.
-    let mut y = 1.540_353e-4;
-    for c in [
-        1.333_355_8e-3,
-        9.618_129e-3,
-        5.550_411e-2,
-        2.402_265e-1,
-        6.931_472e-1,
-        1.0,
-    ] {
+    let mut y = EXP2_TERMS[0];
+    for &c in &EXP2_TERMS[1..] {
         y = multiply_add::<FUSED>(y, rest, c);
     }
     // The integer stands in the low bits of the shifted number.

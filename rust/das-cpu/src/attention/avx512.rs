@@ -3,6 +3,7 @@
 use super::BLOCK;
 use super::kernel::{Inner, ROWS, Task, run};
 use crate::bf16::Bf16;
+use crate::machine::EXP2_TERMS;
 use std::arch::x86_64::*;
 
 /// float32 lanes of a register.
@@ -95,16 +96,8 @@ unsafe fn exp2(x: __m512) -> __m512 {
         let x = _mm512_max_ps(_mm512_set1_ps(-200.0), x);
         let whole = _mm512_roundscale_ps::<0x08>(x);
         let rest = _mm512_sub_ps(x, whole);
-        // Taylor of 2^rest on [-1/2, 1/2], coefficients ln(2)^k / k!.
-        let mut y = _mm512_set1_ps(1.540_353e-4);
-        for c in [
-            1.333_355_8e-3,
-            9.618_129e-3,
-            5.550_411e-2,
-            2.402_265e-1,
-            6.931_472e-1,
-            1.0,
-        ] {
+        let mut y = _mm512_set1_ps(EXP2_TERMS[0]);
+        for &c in &EXP2_TERMS[1..] {
             y = _mm512_fmadd_ps(y, rest, _mm512_set1_ps(c));
         }
         _mm512_scalef_ps(y, whole)
