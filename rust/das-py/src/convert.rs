@@ -83,10 +83,13 @@ pub fn integers(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
     if let Some(array) = column::<u32>(name, value)? {
         return Ok(array.into_iter().map(i64::from).collect());
     }
+    if let Some(array) = column::<u8>(name, value)? {
+        return Ok(array.into_iter().map(i64::from).collect());
+    }
     items(
         name,
         value,
-        "an int32, int64 or uint32 array or a list of integers",
+        "an int32, int64, uint32 or uint8 array or a list of integers",
         "an integer",
     )
 }

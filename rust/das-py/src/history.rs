@@ -17,10 +17,25 @@ pub struct RolloutHistory(das_tree::RolloutHistory);
 #[pymethods]
 impl RolloutHistory {
     #[new]
-    #[pyo3(signature = (window=16, max_bytes=4294967296, max_depth=64, decay=1.0))]
-    fn new(window: i64, max_bytes: i64, max_depth: i64, decay: f64) -> PyResult<Self> {
+    #[pyo3(signature = (
+        window=16, max_bytes=4294967296, max_depth=64, decay=1.0, soft=true, shared=true, rejected=true
+    ))]
+    fn new(
+        window: i64,
+        max_bytes: i64,
+        max_depth: i64,
+        decay: f64,
+        soft: bool,
+        shared: bool,
+        rejected: bool,
+    ) -> PyResult<Self> {
         let (window, max_bytes, max_depth) = (Some(window), Some(max_bytes), Some(max_depth));
-        let mut options = HistoryOptions::default();
+        let mut options = HistoryOptions {
+            soft,
+            shared,
+            rejected,
+            ..HistoryOptions::default()
+        };
         change_options(&mut options, window, max_bytes, max_depth, Some(decay))?;
         Ok(Self(
             das_tree::RolloutHistory::new(options).map_err(tree_error)?,
@@ -28,7 +43,10 @@ impl RolloutHistory {
     }
 
     #[staticmethod]
-    #[pyo3(signature = (path, window=None, max_bytes=None, max_depth=None, decay=None))]
+    #[pyo3(signature = (
+        path, window=None, max_bytes=None, max_depth=None, decay=None, soft=true, shared=true, rejected=true
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn load(
         py: Python<'_>,
         path: PathBuf,
@@ -36,8 +54,12 @@ impl RolloutHistory {
         max_bytes: Option<i64>,
         max_depth: Option<i64>,
         decay: Option<f64>,
+        soft: bool,
+        shared: bool,
+        rejected: bool,
     ) -> PyResult<Self> {
         let change = |options: &mut HistoryOptions| {
+            (options.soft, options.shared, options.rejected) = (soft, shared, rejected);
             change_options(options, window, max_bytes, max_depth, decay)
         };
         change(&mut HistoryOptions::default())?;

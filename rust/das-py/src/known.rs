@@ -77,6 +77,31 @@ impl Known {
     }
 }
 
+/// The last two tokens before each of some places, from an int32 or int64 array [places, 2].
+pub fn contexts(value: &Bound<'_, PyAny>) -> PyResult<Vec<[u32; 2]>> {
+    let (ids, [rows, width]) = id_grid(value)?;
+    if width != 2 {
+        let remedy = "give the last two tokens before each place";
+        return Err(bad_value(
+            "the number of columns of contexts",
+            width,
+            remedy,
+        ));
+    }
+    let token = |i: usize| {
+        let of_31_bits = u32::try_from(ids[i])
+            .ok()
+            .filter(|&id| id <= i32::MAX as u32);
+        of_31_bits.ok_or_else(|| {
+            let name = format!("contexts[{}, {}]", i / 2, i % 2);
+            bad_value(&name, ids[i], "tokens are from 0 to 2^31 - 1")
+        })
+    };
+    (0..rows)
+        .map(|row| Ok([token(2 * row)?, token(2 * row + 1)?]))
+        .collect()
+}
+
 fn id_grid(value: &Bound<'_, PyAny>) -> PyResult<(Vec<i64>, [usize; 2])> {
     if let Some((ids, shape)) = grid::<i32>("ids", value)? {
         return Ok((ids.into_iter().map(i64::from).collect(), shape));

@@ -1,6 +1,7 @@
 //! `sglang_das._native`: the Python face of the Rust crates. Thin on purpose: argument checks, GIL release, conversions.
 
 mod convert;
+mod coupling;
 mod cpu;
 mod history;
 mod known;

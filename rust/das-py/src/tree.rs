@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use das_tree::DraftOptions;
+use das_tree::{Coupling, DraftOptions};
 use numpy::PyArray1;
 use pyo3::prelude::*;
 
@@ -26,11 +26,13 @@ fn draft_options(
     max_tokens: i64,
     min_probability: f32,
     shape_name: &str,
+    coupling: Coupling,
 ) -> PyResult<DraftOptions> {
     Ok(DraftOptions {
         max_nodes: within("max_tokens", max_tokens, 0, MAX_NODES)?,
         min_probability: probability("min_probability", min_probability)?,
         shape: shape(shape_name)?,
+        coupling,
     })
 }
 
@@ -59,7 +61,8 @@ impl SuffixTree {
         Ok(Sequence(Arc::new(sequence)))
     }
 
-    #[pyo3(signature = (context, max_tokens=16, min_probability=0.0, shape="tree"))]
+    #[pyo3(signature = (context, max_tokens=16, min_probability=0.0, shape="tree", coupling=0, seed=0, position=0))]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn draft(
         &self,
         py: Python<'_>,
@@ -67,9 +70,15 @@ impl SuffixTree {
         max_tokens: i64,
         min_probability: f32,
         shape: &str,
+        coupling: i64,
+        seed: i64,
+        position: i64,
     ) -> PyResult<Draft> {
         let context = tokens("context", context)?;
-        let options = draft_options(max_tokens, min_probability, shape)?;
+        let options = {
+            let coupling = crate::coupling::coupling("coupling", coupling, seed, position)?;
+            draft_options(max_tokens, min_probability, shape, coupling)?
+        };
         let draft = detached(py, || self.0.draft(&context, &options))?.map_err(tree_error)?;
         Ok(Draft::new(py, draft))
     }
@@ -164,6 +173,19 @@ impl Sequence {
         detached(py, || self.0.append_known(&tokens, rows))?.map_err(tree_error)
     }
 
+    fn reject(
+        &self,
+        py: Python<'_>,
+        contexts: &Bound<'_, PyAny>,
+        ids: &Bound<'_, PyAny>,
+        probabilities: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let contexts = crate::known::contexts(contexts)?;
+        let known = Known::new(Some(ids), Some(probabilities), contexts.len())?;
+        let rows = known.rows()?;
+        detached(py, || self.0.reject(&contexts, rows))?.map_err(tree_error)
+    }
+
     fn latest<'py>(
         &self,
         py: Python<'py>,
@@ -175,15 +197,22 @@ impl Sequence {
         Ok((latest.own.map(python), latest.history.map(python)))
     }
 
-    #[pyo3(signature = (max_tokens=16, min_probability=0.0, shape="tree"))]
+    #[pyo3(signature = (max_tokens=16, min_probability=0.0, shape="tree", coupling=0, seed=0, position=0))]
+    #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn draft(
         &self,
         py: Python<'_>,
         max_tokens: i64,
         min_probability: f32,
         shape: &str,
+        coupling: i64,
+        seed: i64,
+        position: i64,
     ) -> PyResult<Draft> {
-        let options = draft_options(max_tokens, min_probability, shape)?;
+        let options = {
+            let coupling = crate::coupling::coupling("coupling", coupling, seed, position)?;
+            draft_options(max_tokens, min_probability, shape, coupling)?
+        };
         let draft = detached(py, || self.0.draft(&options))?.map_err(tree_error)?;
         Ok(Draft::new(py, draft))
     }

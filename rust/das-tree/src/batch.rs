@@ -60,6 +60,9 @@ pub fn step_into(
     SCRATCH.with(|scratch| {
         let Scratch { trees, draft } = &mut *scratch.borrow_mut();
         let taken_in = check(requests, trees)?;
+        for request in requests {
+            request.sequence.learn(request.accepted, request.known)?;
+        }
         if spread::pays(requests, trees, width) {
             return spread::step(requests, trees, width, taken_in, drafts);
         }

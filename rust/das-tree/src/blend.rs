@@ -58,6 +58,19 @@ impl Blend {
         self.mass > LEAST_MASS
     }
 
+    /// Probability nobody has claimed yet.
+    pub(crate) fn left(&self) -> f32 {
+        self.mass
+    }
+
+    /// Gives a part of what is left to tokens by their shares of it.
+    pub(crate) fn add_votes(&mut self, part: f32, votes: &[(Token, f32)]) {
+        for &(token, share) in votes {
+            self.claim(token, part * share);
+        }
+        self.mass *= 1.0 - part;
+    }
+
     /// Whether a source has had its say.
     pub(crate) fn is_full(&self, source: Source) -> bool {
         self.levels[source as usize] == LEVELS

@@ -2,7 +2,8 @@
 //!
 //! At every drafted node the next-token distributions of a few contexts are mixed (see `blend.rs`), and the node with the
 //! largest path probability is drafted next. Contexts are collected once, at the end of the text; below that each one is
-//! carried down by the drafted token, and drops out where it has not been followed by it.
+//! carried down by the drafted token, and drops out where it has not been followed by it. Where the target's own
+//! distributions are known they take the place of counts (see `insight.rs`).
 
 use std::{
     cell::RefCell,
@@ -10,16 +11,20 @@ use std::{
     collections::BinaryHeap,
 };
 
+pub(crate) mod insight;
+
 use crate::{
     blend::{Blend, Source},
     id::Token,
     locus::{Evidence, Locus},
     node::TOP,
-    own::{OCCURRENCES, OwnText},
+    noise::Coupling,
+    own::OCCURRENCES,
     sync,
     tally::Tally,
     tree::Tree,
 };
+use insight::{Insight, Merge, Sources};
 
 /// Contexts collected per source.
 const CONTEXTS: usize = 6;
@@ -45,6 +50,8 @@ pub struct DraftOptions {
     pub min_probability: f32,
     /// Tree or chain.
     pub shape: Shape,
+    /// How the target will pick.
+    pub coupling: Coupling,
 }
 
 impl Default for DraftOptions {
@@ -53,6 +60,7 @@ impl Default for DraftOptions {
             max_nodes: 16,
             min_probability: 0.0,
             shape: Shape::Tree,
+            coupling: Coupling::Blind,
         }
     }
 }
@@ -87,18 +95,16 @@ impl Draft {
     }
 }
 
-/// The two sources and how the own text lies in the tree.
+/// The sources, and how the own text lies in the tree.
 #[derive(Clone, Copy)]
 struct View<'a> {
-    tree: &'a Tree,
-    /// Prompt and output of the request.
-    own: &'a [Token],
-    /// Length of the prompt, which is not in the tree.
-    prompt: usize,
+    sources: Sources<'a>,
     /// Suffixes of the output, as the tree has it (start marker first), that begin before this offset are counted there.
     counted: usize,
     /// What each of them counts.
     weight: u64,
+    /// Whether there are distributions.
+    informed: bool,
 }
 
 /// An earlier occurrence of the request's last tokens in its own text.
@@ -127,6 +133,8 @@ struct Open {
     occurrences: std::ops::Range<usize>,
     contexts: std::ops::Range<usize>,
     depth: u32,
+    /// The last two tokens.
+    last: [Option<Token>; 2],
 }
 
 /// A possible next node of the draft.
@@ -171,6 +179,12 @@ struct Scratch {
     shared: Tally<u64>,
     followers: Vec<(Token, u64)>,
     blend: Blend,
+    /// Evidence about the node opened last, and about the first.
+    evidence: insight::Evidence,
+    expected: insight::Evidence,
+    /// What the own text is made of, under the dice of each depth so far.
+    recent: Vec<Vec<(Token, f32)>>,
+    recent_depths: usize,
 }
 
 sync::thread_local! {
@@ -186,32 +200,37 @@ pub(crate) struct Place {
     pub(crate) weight: u64,
 }
 
-/// Drafts for a running sequence.
+/// Drafts for a running sequence, and notes what the draft expects.
 pub(crate) fn running(
-    tree: &Tree,
-    own: &OwnText,
-    prompt: usize,
+    sources: Sources,
+    earlier: impl Iterator<Item = usize>,
     place: Place,
     options: &DraftOptions,
     draft: &mut Draft,
+    insight: &mut Insight,
 ) {
     let Place {
         start,
         counted,
         weight,
     } = place;
+    let tree = sources.tree;
     let view = View {
-        tree,
-        own: own.tokens(),
-        prompt,
         counted,
         weight,
+        informed: tree.lore.soft && (insight.informed || tree.text.has_known()),
+        sources: Sources {
+            coupling: options.coupling,
+            insight: Some(insight),
+            ..sources
+        },
     };
     SCRATCH.with(|scratch| {
         let scratch = &mut *scratch.borrow_mut();
-        scratch.collect_occurrences(&view, own.occurrences());
+        scratch.collect_occurrences(&view, earlier);
         scratch.grow(&view, start, options, draft);
     });
+    SCRATCH.with(|scratch| insight.expect(&scratch.borrow().expected));
 }
 
 /// Drafts from a text that is not in the tree.
@@ -220,12 +239,20 @@ pub(crate) fn stateless(tree: &Tree, text: &[Token], options: &DraftOptions) -> 
     let Some((&last, before)) = text.split_last() else {
         return draft;
     };
-    let view = View {
+    let sources = Sources {
         tree,
         own: text,
         prompt: text.len(),
+        id: None,
+        chunks: &[],
+        insight: None,
+        coupling: options.coupling,
+    };
+    let view = View {
+        sources,
         counted: 0,
         weight: 0,
+        informed: tree.lore.soft && tree.text.has_known(),
     };
     let limit = context_limit(tree);
     let tail = &text[text.len().saturating_sub(limit as usize)..];
@@ -254,14 +281,14 @@ pub(crate) fn context_limit(tree: &Tree) -> u32 {
 impl Scratch {
     /// Finds the occurrences of the last tokens in the own text, longest agreement first, newest first among equals.
     fn collect_occurrences(&mut self, view: &View, earlier: impl Iterator<Item = usize>) {
-        let (own, limit) = (view.own, context_limit(view.tree));
+        let (own, limit) = (view.sources.own, context_limit(view.sources.tree));
         self.occurrences.clear();
         for at in earlier.take(OCCURRENCES) {
             let agree = |i: &u32| own[at - *i as usize] == own[own.len() - 1 - *i as usize];
             let length = (1..limit.min(at as u32 + 1)).take_while(agree).count() as u32 + 1;
             // In the tree the output is preceded by the start marker, so its token at `at` has offset `at + 1 - prompt`,
             // and a context that ends there and is counted begins after the prompt and before `counted`.
-            let offset = (at + 1).saturating_sub(view.prompt);
+            let offset = (at + 1).saturating_sub(view.sources.prompt);
             let (above, upto) = (
                 (offset + 1).saturating_sub(view.counted) as u32,
                 length.min(offset as u32),
@@ -306,13 +333,13 @@ impl Scratch {
         let mut at = Some(start);
         while let Some(locus) = at.filter(|at| at.depth() > 0 && self.contexts.len() < CONTEXTS) {
             let own = self.shared_totals[locus.depth() as usize] as u64 * view.weight;
-            let total = view.tree.total(&locus).saturating_sub(own);
+            let total = view.sources.tree.total(&locus).saturating_sub(own);
             if total != last && total > 0 {
                 let length = locus.depth();
                 self.contexts.push(Context { locus, length });
                 last = total;
             }
-            at = view.tree.suffix(&locus);
+            at = view.sources.tree.suffix(&locus);
         }
     }
 
@@ -322,16 +349,20 @@ impl Scratch {
         self.collect_contexts(view, start);
         self.open.clear();
         self.heap.clear();
+        self.evidence.clear();
+        self.recent_depths = 0;
+        let own = view.sources.own;
         let root = Open {
             occurrences: 0..self.occurrences.len(),
             contexts: 0..self.contexts.len(),
             depth: 0,
+            last: [2, 1].map(|back| own.len().checked_sub(back).map(|at| own[at])),
         };
         self.open.push(root);
-        if options.max_nodes == 0 {
-            return;
+        if options.max_nodes > 0 {
+            self.push_children(view, -1, 1.0, options);
         }
-        self.push_children(view, -1, 1.0, options);
+        std::mem::swap(&mut self.evidence, &mut self.expected);
         while let Some(best) = self.heap.pop() {
             draft.tokens.push(best.token);
             draft.parents.push(best.parent);
@@ -350,7 +381,7 @@ impl Scratch {
         let (first_occurrence, first_context) = (self.occurrences.len(), self.contexts.len());
         for i in parent.occurrences {
             let Occurrence { next, follower, .. } = self.occurrences[i];
-            let after = view.own.get(next as usize + 1);
+            let after = view.sources.own.get(next as usize + 1);
             if let Some(&after) = after.filter(|_| follower == node.token) {
                 self.occurrences.push(Occurrence {
                     next: next + 1,
@@ -361,7 +392,7 @@ impl Scratch {
         }
         for i in parent.contexts {
             let Context { locus, length } = self.contexts[i];
-            if let Some(locus) = view.tree.step(&locus, node.token) {
+            if let Some(locus) = view.sources.tree.step(&locus, node.token) {
                 self.contexts.push(Context { locus, length });
             }
         }
@@ -369,6 +400,7 @@ impl Scratch {
             occurrences: first_occurrence..self.occurrences.len(),
             contexts: first_context..self.contexts.len(),
             depth: parent.depth + 1,
+            last: [parent.last[1], Some(node.token)],
         });
     }
 
@@ -380,7 +412,7 @@ impl Scratch {
         probability: f32,
         options: &DraftOptions,
     ) {
-        self.mix(view);
+        self.estimate(view);
         let shares = self.blend.shares().iter();
         let likely = shares.filter(|&&(_, share)| share >= LEAST_SHARE);
         let children = likely.map(|&(token, share)| Candidate {
@@ -398,10 +430,83 @@ impl Scratch {
         }
     }
 
+    /// Estimates what follows the node opened last.
+    fn estimate(&mut self, view: &View) {
+        let lore = &view.sources.tree.lore;
+        self.evidence.clear();
+        if view.informed {
+            self.blend.clear(view.sources.tree.unit());
+            self.ask(view);
+        } else {
+            self.mix(view);
+            if lore.shared {
+                self.evidence
+                    .counted(self.blend.shares(), self.blend.left());
+            }
+        }
+        let node = self.open.last().expect("a node was opened");
+        let (last, depth) = (node.last, node.depth);
+        if lore.rejected && view.informed {
+            self.evidence.add_rows(&view.sources, false, last, depth);
+        }
+        if lore.shared {
+            self.evidence.add_rows(&view.sources, true, last, depth);
+        }
+        if view.informed {
+            let (recent, depths) = (&mut self.recent, &mut self.recent_depths);
+            self.evidence
+                .add_recent(&view.sources, depth, recent, depths);
+        }
+        for (cell, votes) in self.evidence.levels() {
+            if !self.blend.is_open() {
+                break;
+            }
+            self.blend.add_votes(lore.backoff.trust.part(cell), votes);
+        }
+    }
+
+    /// Collects what the target knew after the longest contexts of the node opened last.
+    fn ask(&mut self, view: &View) {
+        let node = self.open.last().expect("a node was opened").clone();
+        let mut merge = Merge::new(view.sources, node.depth, &mut self.evidence);
+        let (mut occurrence, mut context) = (node.occurrences.start, node.contexts.start);
+        let mut newest = 0;
+        let end = node.occurrences.end;
+        loop {
+            let own = self.occurrences[..end].get(occurrence);
+            let own = own
+                .filter(|_| merge.wants_own())
+                .map_or(0, |own| own.length);
+            let history = self.contexts[..node.contexts.end].get(context);
+            let history = history
+                .filter(|_| merge.wants_history())
+                .map_or(0, |at| at.length);
+            if own == 0 && history == 0 {
+                return;
+            }
+            if own >= history {
+                while occurrence < end && self.occurrences[occurrence].length == own {
+                    newest = newest.max(self.occurrences[occurrence].next);
+                    occurrence += 1;
+                }
+                let times = (occurrence - node.occurrences.start) as u64;
+                merge.add_own(own + node.depth, times, newest as usize);
+            } else {
+                let at = self.contexts[context];
+                context += 1;
+                let shared = self.occurrences[node.occurrences.clone()].iter();
+                let shared = shared
+                    .filter(|occurrence| is_shared(occurrence, &at))
+                    .count() as u64;
+                merge.add_history(&at.locus, at.length + node.depth, shared * view.weight);
+            }
+        }
+    }
+
     /// Blends the contexts of the node opened last, longest first, own text first at equal length.
     fn mix(&mut self, view: &View) {
         let node = self.open.last().expect("a node was opened").clone();
-        self.blend.clear(view.tree.unit());
+        self.blend.clear(view.sources.tree.unit());
         self.own.clear();
         let mut latest = (0, 0);
         let mut lengths = 0..self.lengths.len();
@@ -465,7 +570,10 @@ impl Scratch {
     /// Mixes in what followed a context in the other rollouts: the tree's counts less the request's own. Returns whether
     /// that was anything that a longer context had not said.
     fn add_history(&mut self, view: &View, node: &Open, context: &Context) -> bool {
-        let mut evidence = view.tree.followers(&context.locus, &mut self.followers);
+        let mut evidence = view
+            .sources
+            .tree
+            .followers(&context.locus, &mut self.followers);
         self.shared.clear();
         for occurrence in &self.occurrences[node.occurrences.clone()] {
             if is_shared(occurrence, context) {
@@ -479,7 +587,7 @@ impl Scratch {
                 .position(|&(follower, _)| follower == token);
             let count = match listed {
                 Some(place) => self.followers[place].1,
-                None => view.tree.follower_count(&context.locus, token),
+                None => view.sources.tree.follower_count(&context.locus, token),
             };
             evidence.total = evidence.total.saturating_sub(own.min(count));
             if count <= own {

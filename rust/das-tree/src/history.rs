@@ -9,6 +9,7 @@ mod snapshot;
 mod wire;
 
 use crate::{
+    backoff::Backoff,
     error::{Error, Kind},
     id::SeqId,
     meter::Ledger,
@@ -33,6 +34,12 @@ pub struct HistoryOptions {
     pub max_depth: usize,
     /// What an occurrence weighs, compared with one a visit younger: above 0, at most 1.
     pub decay: f64,
+    /// Whether to draft from the target's distributions where they are known, and not from counts alone.
+    pub soft: bool,
+    /// Whether to draft from what follows one or two tokens over all problems, too.
+    pub shared: bool,
+    /// Whether to draft from the distributions after drafts that were not kept, too.
+    pub rejected: bool,
 }
 
 impl Default for HistoryOptions {
@@ -42,6 +49,9 @@ impl Default for HistoryOptions {
             max_bytes: 4 << 30,
             max_depth: 64,
             decay: 1.0,
+            soft: true,
+            shared: true,
+            rejected: true,
         }
     }
 }
@@ -140,8 +150,10 @@ impl RolloutHistory {
     }
 
     fn with(options: HistoryOptions, ledger: Arc<Ledger>, inner: Inner) -> Self {
+        let backoff = Arc::new(Backoff::new(options.max_bytes));
         Self {
             shared: Arc::new(Shared {
+                backoff,
                 options,
                 ledger,
                 inner: Mutex::new(inner),

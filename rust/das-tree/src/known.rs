@@ -67,7 +67,7 @@ impl Distribution {
     }
 
     /// The tokens with their probabilities.
-    pub fn entries(&self) -> impl Iterator<Item = (u32, f32)> {
+    pub fn entries(&self) -> impl Iterator<Item = (u32, f32)> + Clone + '_ {
         let tokens = self.tokens().iter().copied();
         tokens.zip(self.probabilities().iter().map(|&p| f32::from(p) / 255.0))
     }
@@ -156,6 +156,11 @@ impl<'a> KnownRows<'a> {
     pub(crate) fn beside_all(self, drawn: &[Token]) -> impl Iterator<Item = Distribution> {
         let beside = move |(row, &token)| Distribution::new(self.row(row)).unless_certain(token);
         drawn.iter().enumerate().map(beside)
+    }
+
+    /// The distributions as they are.
+    pub(crate) fn all(self) -> impl Iterator<Item = Distribution> {
+        (0..self.len()).map(move |row| Distribution::new(self.row(row)))
     }
 
     fn row(&self, row: usize) -> impl Iterator<Item = (Token, u8)> + Clone + 'a {

@@ -45,6 +45,7 @@
 #![forbid(unsafe_code)]
 
 mod arena;
+mod backoff;
 mod batch;
 mod baton;
 mod blend;
@@ -58,7 +59,9 @@ mod known;
 mod latest;
 mod locus;
 mod meter;
+mod mixture;
 mod node;
+mod noise;
 mod own;
 mod pool;
 mod sequence;
@@ -67,6 +70,7 @@ mod sync;
 mod tally;
 mod text;
 mod tree;
+mod trust;
 
 pub use batch::{StepDrafts, StepRequest, step, step_into};
 pub use draft::{Draft, DraftOptions, Shape};
@@ -74,6 +78,7 @@ pub use error::Error;
 pub use history::{HistoryOptions, HistoryStats, RolloutHistory};
 pub use known::{Distribution, KNOWN_TOKEN_LIMIT, KnownRows, MAX_ENTRIES};
 pub use latest::{Latest, Observation};
+pub use noise::Coupling;
 pub use sequence::Sequence;
 pub use tree::Tree;
 

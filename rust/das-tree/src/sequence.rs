@@ -1,13 +1,18 @@
 //! A rollout in progress: what appends to the tree and drafts from it.
 
 use crate::{
-    draft::{Draft, DraftOptions, Place, context_limit},
+    backoff::Key,
+    draft::{
+        Draft, DraftOptions, Place, context_limit,
+        insight::{Insight, Sources},
+    },
     error::{Error, Kind},
     history::Home,
-    id::{ROOT, START, SeqId, check_tokens},
+    id::{ROOT, START, SeqId, Token, check_tokens},
     known::KnownRows,
     latest::{Latest, Observation},
     locus::Locus,
+    noise::Coupling,
     own::OwnText,
     sync::{Arc, Mutex, MutexGuard, lock},
     text::CHUNK,
@@ -48,6 +53,7 @@ pub(crate) struct Running {
     prompt: usize,
     /// Chunks of the tree's text that hold the output.
     chunks: Vec<u32>,
+    insight: Insight,
 }
 
 impl Sequence {
@@ -93,7 +99,31 @@ impl Sequence {
     pub fn append_known(&self, tokens: &[u32], known: KnownRows) -> Result<(), Error> {
         check_tokens(tokens)?;
         check_rows(tokens, known)?;
-        self.handle.lock().append(tokens, known, TAKEN_IN)
+        let mut state = self.handle.lock();
+        state.running()?.learn(tokens, known);
+        state.append(tokens, known, TAKEN_IN)
+    }
+
+    /// Learns from tokens, already checked, that are about to be appended: the part of an append whose order among all
+    /// sequences of a history matters for what is drafted.
+    pub(crate) fn learn(&self, tokens: &[u32], known: KnownRows) -> Result<(), Error> {
+        self.handle.lock().running()?.learn(tokens, known);
+        Ok(())
+    }
+
+    /// Learns what the target's distributions were after drafts that were not kept. `contexts` has the last two tokens before
+    /// each, the older first; `known` a row for each.
+    ///
+    /// # Errors
+    /// If the sequence is closed, a token is 2^31 or larger, or there is not one row for each context.
+    pub fn reject(&self, contexts: &[[u32; 2]], known: KnownRows) -> Result<(), Error> {
+        check_tokens(contexts.as_flattened())?;
+        if known.len() != contexts.len() {
+            let (rows, tokens) = (known.len(), contexts.len());
+            return Err(Kind::KnownRows { rows, tokens }.into());
+        }
+        self.handle.lock().running()?.reject(contexts, known);
+        Ok(())
     }
 
     /// Drafts what may come next.
@@ -265,6 +295,7 @@ impl Running {
             own,
             prompt: context.len(),
             chunks: Vec::new(),
+            insight: Insight::default(),
         };
         running.tree.meter.add(running.own_bytes());
         Ok(running)
@@ -300,12 +331,68 @@ impl Running {
 
     /// Bytes beside the tree.
     fn own_bytes(&self) -> usize {
-        self.own.memory_usage() + 4 * self.chunks.capacity()
+        self.own.memory_usage() + 4 * self.chunks.capacity() + self.insight.memory_usage()
     }
 
-    fn draft(&self, options: &DraftOptions, draft: &mut Draft) {
+    fn draft(&mut self, options: &DraftOptions, draft: &mut Draft) {
         let place = self.place(context_limit(&self.tree));
-        crate::draft::running(&self.tree, &self.own, self.prompt, place, options, draft);
+        let before = self.insight.memory_usage();
+        let mut insight = std::mem::take(&mut self.insight);
+        let (sources, earlier) = (self.sources(), self.own.occurrences());
+        crate::draft::running(sources, earlier, place, options, draft, &mut insight);
+        self.insight = insight;
+        // What is noted of a draft only ever gets more room.
+        self.tree.meter.add(self.insight.memory_usage() - before);
+    }
+
+    /// See [`Sequence::reject`].
+    fn reject(&self, contexts: &[[Token; 2]], known: KnownRows) {
+        let lore = &self.tree.lore;
+        if !lore.rejected {
+            return;
+        }
+        for (context, distribution) in contexts.iter().zip(known.all()) {
+            let Some(&token) = distribution.tokens().first() else {
+                continue;
+            };
+            let seen = Observation {
+                token,
+                distribution,
+            };
+            for context in [&context[..], &context[1..]] {
+                lore.backoff
+                    .learn(Key::rejected(lore.problem, context), &seen);
+            }
+        }
+    }
+
+    fn sources(&self) -> Sources<'_> {
+        Sources {
+            tree: &self.tree,
+            own: self.own.tokens(),
+            prompt: self.prompt,
+            id: Some(self.id),
+            chunks: &self.chunks,
+            insight: None,
+            coupling: Coupling::Blind,
+        }
+    }
+
+    /// Learns from tokens that have come, before they are appended.
+    fn learn(&mut self, tokens: &[Token], known: KnownRows) {
+        let text = self.own.tokens();
+        if known.is_empty() {
+            let seen = tokens.iter().map(|&token| Observation::bare(token));
+            self.insight.learn(&self.tree, text, tokens, seen);
+        } else {
+            self.insight.informed = true;
+            let seen = known.beside_all(tokens).zip(tokens);
+            let seen = seen.map(|(distribution, &token)| Observation {
+                token,
+                distribution,
+            });
+            self.insight.learn(&self.tree, text, tokens, seen);
+        }
     }
 
     /// How the sequence lies in the tree: its longest suffix there, up to `limit` tokens, and what is counted.
@@ -351,22 +438,8 @@ impl Running {
         let in_tree = length <= (tokens.len() - self.prompt).min(self.tree.max_depth as usize);
         let history = in_tree.then(|| self.tree.locate(context)).flatten();
         Latest {
-            own: own.next().map(|at| self.observation(at + 1)),
+            own: own.next().map(|at| self.sources().observation(at + 1)),
             history: history.and_then(|at| self.tree.latest(&at, Some(self.id))),
-        }
-    }
-
-    /// The own token at a place, and what was known there.
-    fn observation(&self, at: usize) -> Observation {
-        let token = self.own.tokens()[at];
-        let Some(output) = at.checked_sub(self.prompt) else {
-            return Observation::bare(token);
-        };
-        let offset = output as u32 + 1; // after the start marker
-        let position = self.chunks[(offset / CHUNK) as usize] * CHUNK + offset % CHUNK;
-        Observation {
-            token,
-            distribution: self.tree.text.known(position, 0),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The tree as a whole: its parts, opening and closing sequences, counts, sizes.
 
 use crate::{
+    backoff::Backoff,
     baton::Baton,
     blend::in_units,
     draft::{Draft, DraftOptions},
@@ -35,6 +36,33 @@ pub struct Tree {
     tokens: AtomicUsize,
     /// What an occurrence of full weight counts at present.
     unit: AtomicU64,
+    pub(crate) lore: Lore,
+}
+
+/// What a tree draws on beside its own texts.
+#[derive(Clone, Debug)]
+pub(crate) struct Lore {
+    /// What has been learnt over all problems.
+    pub(crate) backoff: Arc<Backoff>,
+    /// The problem there.
+    pub(crate) problem: u64,
+    /// Whether to draft from distributions, from what follows over all problems, from drafts that were not kept.
+    pub(crate) soft: bool,
+    pub(crate) shared: bool,
+    pub(crate) rejected: bool,
+}
+
+impl Lore {
+    /// That of a tree on its own.
+    fn alone() -> Self {
+        Self {
+            backoff: Arc::new(Backoff::new(0)),
+            problem: 0,
+            soft: true,
+            shared: false,
+            rejected: false,
+        }
+    }
 }
 
 impl Tree {
@@ -55,15 +83,25 @@ impl Tree {
         if !(2..=CHUNK as usize).contains(&max_depth) {
             return Err(Kind::MaxDepth(max_depth).into());
         }
-        Ok(Self::with_meter(max_depth, 1, Meter::default()))
+        Ok(Self::with_meter(
+            max_depth,
+            1,
+            Meter::default(),
+            Lore::alone(),
+        ))
     }
 
     /// A tree of a history: an occurrence of full weight counts `unit`, and its bytes are in the ledger, aside for now.
-    pub(crate) fn in_history(max_depth: usize, unit: u64, ledger: &Arc<Ledger>) -> Arc<Self> {
-        Self::with_meter(max_depth, unit, Meter::aside(Arc::clone(ledger)))
+    pub(crate) fn in_history(
+        max_depth: usize,
+        unit: u64,
+        ledger: &Arc<Ledger>,
+        lore: Lore,
+    ) -> Arc<Self> {
+        Self::with_meter(max_depth, unit, Meter::aside(Arc::clone(ledger)), lore)
     }
 
-    fn with_meter(max_depth: usize, unit: u64, meter: Meter) -> Arc<Self> {
+    fn with_meter(max_depth: usize, unit: u64, meter: Meter, lore: Lore) -> Arc<Self> {
         meter.add(size_of::<Self>());
         let (text, nodes) = (Text::new(&meter), Nodes::new(&meter));
         let (queue, work, tokens) = (AtomicU32::new(NONE), AtomicU32::new(0), AtomicUsize::new(0));
@@ -77,6 +115,7 @@ impl Tree {
             baton: Baton::default(),
             tokens,
             unit: AtomicU64::new(unit),
+            lore,
         })
     }
 

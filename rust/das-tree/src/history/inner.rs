@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    backoff::Backoff,
     error::Error,
     history::{
         HistoryOptions, Home,
@@ -16,7 +17,7 @@ use crate::{
     meter::Ledger,
     sequence::Sequence,
     sync::{Arc, Mutex, MutexGuard, Weak, lock},
-    tree::Tree,
+    tree::{Lore, Tree},
 };
 
 /// A tree of more bytes than this is dropped in the background.
@@ -26,6 +27,7 @@ const LARGE: usize = 1 << 20;
 pub(crate) struct Shared {
     pub(crate) options: HistoryOptions,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) backoff: Arc<Backoff>,
     pub(crate) inner: Mutex<Inner>,
     /// Held while a file is written.
     pub(crate) saving: Mutex<()>,
@@ -52,6 +54,17 @@ pub(crate) struct Inner {
 }
 
 impl Shared {
+    /// What a problem's trees draw on beside their own texts.
+    pub(crate) fn lore(&self, problem: u64) -> Lore {
+        Lore {
+            backoff: Arc::clone(&self.backoff),
+            problem,
+            soft: self.options.soft,
+            shared: self.options.shared,
+            rejected: self.options.rejected,
+        }
+    }
+
     /// The inside, with the problem's tree at hand.
     pub(crate) fn settled(&self, key: u64) -> MutexGuard<'_, Inner> {
         loop {
@@ -91,11 +104,15 @@ impl Shared {
     /// Bytes held against the budget. What background work is doing at the moment has no part in it: all of what is being
     /// made is charged beforehand, and the largest tree of it twice, since it is there together with its predecessor.
     pub(crate) fn charged(&self, inner: &Inner) -> usize {
-        self.ledger.live() + inner.reserved + inner.largest + inner.overhead()
+        self.ledger.live()
+            + inner.reserved
+            + inner.largest
+            + inner.overhead()
+            + self.backoff.memory_usage()
     }
 
     pub(crate) fn bytes(&self, inner: &Inner) -> usize {
-        self.ledger.live() + self.ledger.aside() + inner.overhead()
+        self.ledger.live() + self.ledger.aside() + inner.overhead() + self.backoff.memory_usage()
     }
 }
 
@@ -110,7 +127,14 @@ impl Inner {
         let (options, generation) = (&shared.options, self.generation);
         self.clock += 1;
         let serial = self.clock;
-        let new = || Problem::new(options.max_depth, generation, &shared.ledger);
+        let new = || {
+            Problem::new(
+                options.max_depth,
+                generation,
+                &shared.ledger,
+                shared.lore(key),
+            )
+        };
         let problem = self.problems.entry(key).or_insert_with(new);
         let Standing::Ready(tree) = &problem.standing else {
             unreachable!("the caller has settled the problem");

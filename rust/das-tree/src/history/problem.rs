@@ -12,7 +12,7 @@ use crate::{
     id::SeqId,
     meter::Ledger,
     sync::Arc,
-    tree::Tree,
+    tree::{Lore, Tree},
 };
 
 /// What an occurrence counts at first. A power of two, so that shares are the same as of plain numbers.
@@ -56,6 +56,8 @@ pub(crate) enum Standing {
 #[derive(Debug)]
 pub(crate) struct Problem {
     pub(crate) standing: Standing,
+    /// What its trees draw on beside their own texts.
+    lore: Lore,
     /// Number of the tree. A rollout that runs on while the tree is replaced stays in the one it is in.
     epoch: u64,
     /// Rollouts inside the window or running, oldest first.
@@ -137,11 +139,12 @@ pub(crate) struct Turn {
 }
 
 impl Problem {
-    pub(crate) fn new(max_depth: usize, generation: u64, ledger: &Arc<Ledger>) -> Self {
-        let tree = Tree::in_history(max_depth, BASE, ledger);
+    pub(crate) fn new(max_depth: usize, generation: u64, ledger: &Arc<Ledger>, lore: Lore) -> Self {
+        let tree = Tree::in_history(max_depth, BASE, ledger, lore.clone());
         tree.meter.set_aside(false);
         Self {
             standing: Standing::Ready(tree),
+            lore,
             epoch: 0,
             rollouts: Vec::new(),
             retired: Vec::new(),
@@ -158,9 +161,10 @@ impl Problem {
     pub(crate) fn restored(
         options: &HistoryOptions,
         ledger: &Arc<Ledger>,
+        lore: Lore,
         saved: SavedProblem,
     ) -> Self {
-        let mut problem = Self::new(options.max_depth, saved.generation, ledger);
+        let mut problem = Self::new(options.max_depth, saved.generation, ledger, lore);
         (problem.visits, problem.base, problem.last_used) =
             (saved.visits, saved.base, saved.last_used);
         let mut sources = Vec::with_capacity(saved.rollouts.len());
@@ -354,12 +358,13 @@ impl Problem {
         // Until the next visit begins, weights are those the last one saw.
         let unit = self.increment_of(options.decay, self.visits);
         if sources.is_empty() {
-            let tree = Tree::in_history(options.max_depth, unit, ledger);
+            let tree = Tree::in_history(options.max_depth, unit, ledger, self.lore.clone());
             tree.meter.set_aside(false);
             self.standing = Standing::Ready(tree);
             return;
         }
-        let rebuild = Rebuild::new(options.max_depth, unit, ledger, sources, reserved);
+        let lore = self.lore.clone();
+        let rebuild = Rebuild::new(options.max_depth, unit, ledger, lore, sources, reserved);
         self.standing = Standing::Due(Arc::new(rebuild));
     }
 

@@ -5,7 +5,7 @@ use crate::{
     id::SeqId,
     meter::Ledger,
     sync::{Arc, Deferred, Mutex, lock},
-    tree::Tree,
+    tree::{Lore, Tree},
 };
 
 /// A tree to be made, or made already.
@@ -14,6 +14,7 @@ pub(crate) struct Rebuild {
     max_depth: usize,
     unit: u64,
     ledger: Arc<Ledger>,
+    lore: Lore,
     /// What goes into it, in order; given up as soon as it is made.
     sources: Mutex<Vec<Source>>,
     tree: Deferred<Arc<Tree>>,
@@ -60,6 +61,7 @@ impl Rebuild {
         max_depth: usize,
         unit: u64,
         ledger: &Arc<Ledger>,
+        lore: Lore,
         sources: Vec<Source>,
         reserved: usize,
     ) -> Self {
@@ -68,6 +70,7 @@ impl Rebuild {
             max_depth,
             unit,
             ledger: Arc::clone(ledger),
+            lore,
             sources: Mutex::new(sources),
             tree: Deferred::new(),
             tokens,
@@ -86,7 +89,7 @@ impl Rebuild {
     }
 
     fn build(&self) -> Arc<Tree> {
-        let tree = Tree::in_history(self.max_depth, self.unit, &self.ledger);
+        let tree = Tree::in_history(self.max_depth, self.unit, &self.ledger, self.lore.clone());
         for source in std::mem::take(&mut *lock(&self.sources)) {
             tree.add_script(&source.text.script(), source.weight);
         }

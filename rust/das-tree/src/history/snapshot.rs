@@ -1,12 +1,13 @@
 //! A history in a file.
 //!
 //! ```text
-//! file     magic (8 bytes), version u32, header, problems
+//! file     magic (8 bytes), version u32, header, problems, lore
 //! header   window u64, max_bytes u64, max_depth u64, decay f64, generation u64, clock u64, expired u64, evicted u64,
 //!          number of problems u64, checksum
 //! problem  key u64, visits u64, generation u64, base visit u64, last use u64, number of rollouts u64, rollouts, checksum
 //! rollout  visit u64, weight f64, counted weight f64, apart u8, number of tokens u64, number of entries u64,
 //!          tokens u32 each; if there are entries: sizes u8 for each token, entries u32 each
+//! lore     (from version 2 on) number of words u64, words u32 each (see `backoff.rs`), checksum
 //! ```
 //!
 //! All numbers are little-endian. A checksum is the CRC-32 of everything before it. The file is written beside the old one and
@@ -36,7 +37,7 @@ use crate::{
 
 const MAGIC: [u8; 8] = *b"DASHIST\n";
 /// Raised with every change of the format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 impl RolloutHistory {
     /// Writes the history to a file, in place of what is there. A rollout that runs is written as far as it has come, as if it
@@ -47,8 +48,9 @@ impl RolloutHistory {
     pub fn save(&self, path: &Path) -> Result<(), Error> {
         let _one_at_a_time = lock(&self.shared.saving);
         let (header, problems) = self.image();
+        let lore = self.shared.backoff.words();
         let fresh = beside(path, Arc::as_ptr(&self.shared) as usize);
-        let written = write(&fresh, &header, &problems).and_then(|()| replace(&fresh, path));
+        let written = write(&fresh, &header, &problems, &lore).and_then(|()| replace(&fresh, path));
         written.map_err(|error| {
             let _ = fs::remove_file(&fresh); // what failed is reported below
             failed(path, &error)
@@ -63,10 +65,13 @@ impl RolloutHistory {
     pub fn load(path: &Path, change: impl FnOnce(&mut HistoryOptions)) -> Result<Self, Error> {
         let file = File::open(path).map_err(|error| failed(path, &error))?;
         let mut input = Input::new(BufReader::with_capacity(1 << 16, file));
-        let (mut header, problems) = read(&mut input).map_err(|error| failed(path, &error))?;
+        let (mut header, problems, lore) =
+            read(&mut input).map_err(|error| failed(path, &error))?;
         change(&mut header.options);
         header.options.check()?;
-        Ok(Self::restored(&header, problems))
+        let history = Self::restored(&header, problems);
+        history.shared.backoff.restore(&lore);
+        Ok(history)
     }
 
     /// What a file is to hold, at one moment.
@@ -109,7 +114,8 @@ impl RolloutHistory {
         let mut rebuilds = Vec::new();
         for saved in problems {
             let key = saved.key;
-            let problem = Problem::restored(&shared.options, &shared.ledger, saved);
+            let problem =
+                Problem::restored(&shared.options, &shared.ledger, shared.lore(key), saved);
             if problem.rollouts.is_empty() {
                 continue;
             }
@@ -163,7 +169,7 @@ fn failed(path: &Path, error: &io::Error) -> Error {
     })
 }
 
-fn write(path: &Path, header: &Header, problems: &[SavedProblem]) -> io::Result<()> {
+fn write(path: &Path, header: &Header, problems: &[SavedProblem], lore: &[u32]) -> io::Result<()> {
     let mut output = Output::new(BufWriter::with_capacity(1 << 16, File::create(path)?));
     output.bytes(&MAGIC)?;
     output.bytes(&VERSION.to_le_bytes())?;
@@ -190,6 +196,9 @@ fn write(path: &Path, header: &Header, problems: &[SavedProblem]) -> io::Result<
         }
         output.checksum()?;
     }
+    output.number(lore.len() as u64)?;
+    output.words(lore)?;
+    output.checksum()?;
     let file = output
         .into_writer()
         .into_inner()
@@ -210,7 +219,7 @@ fn write_rollout(output: &mut Output<impl Write>, rollout: &SavedRollout) -> io:
     output.words(script.entries())
 }
 
-fn read(input: &mut Input<impl Read>) -> io::Result<(Header, Vec<SavedProblem>)> {
+fn read(input: &mut Input<impl Read>) -> io::Result<(Header, Vec<SavedProblem>, Vec<u32>)> {
     let (mut magic, mut version) = ([0; 8], [0; 4]);
     input.fill(&mut magic)?;
     if magic != MAGIC {
@@ -228,6 +237,7 @@ fn read(input: &mut Input<impl Read>) -> io::Result<(Header, Vec<SavedProblem>)>
         max_bytes: input.number()? as usize,
         max_depth: input.number()? as usize,
         decay: f64::from_bits(input.number()?),
+        ..HistoryOptions::default()
     };
     let header = Header {
         options,
@@ -242,8 +252,14 @@ fn read(input: &mut Input<impl Read>) -> io::Result<(Header, Vec<SavedProblem>)>
     for _ in 0..header.problems {
         problems.push(read_problem(input)?);
     }
+    let mut lore = Vec::new();
+    if version > 1 {
+        let words = input.number()?;
+        lore = input.words(words as usize)?;
+        input.checksum("what was learnt over all problems")?;
+    }
     input.end()?;
-    Ok((header, problems))
+    Ok((header, problems, lore))
 }
 
 fn read_problem(input: &mut Input<impl Read>) -> io::Result<SavedProblem> {

@@ -1,0 +1,306 @@
+//! What is learnt over all problems, or too cheaply to be a tree's: which tokens follow one or two others, bounded in memory.
+//!
+//! A table of rows, each the mean distribution after one context of one or two tokens. A context's bucket is given by its
+//! hash; a new one takes the place of the one in its bucket seen least. Rows are guarded by a version that is odd while
+//! somebody writes: a reader who meets a writer goes without the row, a writer who meets another leaves what it had to say.
+//! Nobody waits.
+
+use crate::{
+    id::Token,
+    latest::Observation,
+    mixture::Mixture,
+    sync::{AtomicU32, AtomicU64, AtomicUsize, OnceLock, Ordering, fence},
+    trust::Trust,
+};
+
+/// Entries of a row.
+pub(crate) const ENTRIES: usize = 16;
+/// Distributions after which the newest weighs as much as the next.
+const MEMORY: u32 = 16;
+/// Contexts in a bucket.
+const WAYS: usize = 4;
+/// Most buckets of a table, and bytes of a history's budget for each.
+const MAX_BUCKETS: usize = 1 << 16;
+const BUDGET_PER_BUCKET: usize = 64 * size_of::<Bucket>();
+/// Words of a row in a file: key, number seen, tokens, shares.
+const ROW_WORDS: usize = 3 + ENTRIES + ENTRIES / 2;
+/// Shares are kept in 65535ths.
+const UNIT: f32 = 65535.0;
+
+/// The table, and how far its rows, and other distributions, are trusted.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    buckets: Box<[OnceLock<Box<Bucket>>]>,
+    made: AtomicUsize,
+    pub(crate) trust: Trust,
+}
+
+#[derive(Debug, Default)]
+struct Bucket([Row; WAYS]);
+
+#[derive(Debug, Default)]
+struct Row {
+    /// Odd while it is written.
+    version: AtomicU32,
+    seen: AtomicU32,
+    /// The context's hash; zero in an unused row.
+    key: AtomicU64,
+    tokens: [AtomicU32; ENTRIES],
+    /// Shares of two entries in a word; zero in an unused entry.
+    shares: [AtomicU32; ENTRIES / 2],
+}
+
+/// A context of one or two tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key(u64);
+
+impl Key {
+    /// The context of `tokens` over all problems.
+    pub(crate) fn shared(tokens: &[Token]) -> Self {
+        Self::mix(1, tokens)
+    }
+
+    /// The context of `tokens` in drafts of a problem that were not kept.
+    pub(crate) fn rejected(problem: u64, tokens: &[Token]) -> Self {
+        Self::mix(problem ^ 0x9E37_79B9_7F4A_7C15, tokens)
+    }
+
+    fn mix(domain: u64, tokens: &[Token]) -> Self {
+        let scramble = |state: u64, word: u64| {
+            let state = (state ^ word).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            state ^ state >> 29
+        };
+        let state = scramble(domain, tokens.len() as u64 + 1);
+        let all = tokens
+            .iter()
+            .fold(state, |state, &token| scramble(state, u64::from(token)));
+        Self(all | 1) // never zero
+    }
+}
+
+impl Backoff {
+    /// A table that grows to at most a sixteenth of a budget of bytes, or so.
+    pub(crate) fn new(budget: usize) -> Self {
+        let buckets = (budget / BUDGET_PER_BUCKET).min(MAX_BUCKETS);
+        let buckets = if buckets == 0 {
+            0
+        } else {
+            1 << buckets.ilog2()
+        };
+        Self {
+            buckets: (0..buckets).map(|_| OnceLock::new()).collect(),
+            made: AtomicUsize::new(0),
+            trust: Trust::default(),
+        }
+    }
+
+    pub(crate) fn memory_usage(&self) -> usize {
+        let made = self.made.load(Ordering::Relaxed); // a statistic
+        size_of_val(&*self.buckets) + made * size_of::<Bucket>()
+    }
+
+    /// The mean distribution after a context, into `mixture`; whether there is one.
+    pub(crate) fn read(&self, key: Key, mixture: &mut Mixture<ENTRIES>) -> bool {
+        let bucket = self.slot(key).and_then(OnceLock::get);
+        bucket.is_some_and(|bucket| bucket.0.iter().any(|row| row.read(key, mixture)))
+    }
+
+    /// Learns what followed a context.
+    pub(crate) fn learn(&self, key: Key, observation: &Observation) {
+        if let Some(bucket) = self.bucket(key) {
+            bucket.row(key).learn(key, observation);
+        }
+    }
+
+    /// All there is, as words: the parts that are trusted, then the rows in use.
+    pub(crate) fn words(&self) -> Vec<u32> {
+        let mut words = self.trust.words();
+        let made = self.buckets.iter().filter_map(OnceLock::get);
+        for row in made.flat_map(|bucket| &bucket.0) {
+            row.write_words(&mut words);
+        }
+        words
+    }
+
+    /// Puts back what [`Self::words`] has given, into an empty table of perhaps another size.
+    pub(crate) fn restore(&self, words: &[u32]) {
+        let Some((trust, rows)) = words.split_at_checked(Trust::WORDS) else {
+            return;
+        };
+        self.trust.restore(trust);
+        for row in rows.chunks_exact(ROW_WORDS) {
+            let key = Key(u64::from(row[1]) << 32 | u64::from(row[0]));
+            if let Some(bucket) = self.bucket(key) {
+                bucket.row(key).restore(key, &row[2..]);
+            }
+        }
+    }
+
+    /// The bucket of a context, made if need be.
+    fn bucket(&self, key: Key) -> Option<&Bucket> {
+        let slot = self.slot(key)?;
+        if slot.get().is_none() && slot.set(Box::default()).is_ok() {
+            self.made.fetch_add(1, Ordering::Relaxed); // a statistic
+        }
+        slot.get().map(|bucket| &**bucket)
+    }
+
+    fn slot(&self, key: Key) -> Option<&OnceLock<Box<Bucket>>> {
+        let mask = self.buckets.len().wrapping_sub(1);
+        self.buckets.get((key.0 >> 32) as usize & mask)
+    }
+}
+
+impl Bucket {
+    /// The row of a context, or the one it may have.
+    fn row(&self, key: Key) -> &Row {
+        let is_its = |row: &&Row| row.key.load(Ordering::Relaxed) == key.0; // looked at again under the version
+        let seen = |row: &&Row| row.seen.load(Ordering::Relaxed); // a preference
+        let own = self.0.iter().find(is_its);
+        own.unwrap_or_else(|| self.0.iter().min_by_key(seen).expect("a bucket has rows"))
+    }
+}
+
+impl Row {
+    fn read(&self, key: Key, mixture: &mut Mixture<ENTRIES>) -> bool {
+        let before = self.version.load(Ordering::Acquire); // what is read below was written before this version or later
+        if before % 2 == 1 || self.key.load(Ordering::Relaxed) != key.0 {
+            return false;
+        }
+        self.copy(mixture);
+        fence(Ordering::Acquire); // if any of it was written later, the version below has moved
+        self.version.load(Ordering::Relaxed) == before
+    }
+
+    fn copy(&self, mixture: &mut Mixture<ENTRIES>) {
+        mixture.seen = self.seen.load(Ordering::Relaxed); // this and all below: checked by the version
+        mixture.len = 0;
+        for pair in 0..ENTRIES / 2 {
+            let shares = self.shares[pair].load(Ordering::Relaxed);
+            for (half, share) in [shares & 0xffff, shares >> 16].into_iter().enumerate() {
+                if share > 0 {
+                    let len = mixture.len as usize;
+                    mixture.tokens[len] = self.tokens[2 * pair + half].load(Ordering::Relaxed);
+                    mixture.shares[len] = share as f32 / UNIT;
+                    mixture.len += 1;
+                }
+            }
+        }
+    }
+
+    /// Takes the row to write it, unless somebody else has; returns the version to leave it with.
+    fn take(&self) -> Option<u32> {
+        let version = self.version.load(Ordering::Relaxed); // a guess, checked by the exchange
+        let taken = version % 2 == 0
+            && self
+                .version
+                .compare_exchange(version, version + 1, Ordering::Acquire, Ordering::Relaxed) // sees what the last writer wrote
+                .is_ok();
+        if !taken {
+            return None;
+        }
+        fence(Ordering::Release); // a reader that sees any store that follows sees the odd version too
+        Some(version.wrapping_add(2))
+    }
+
+    fn learn(&self, key: Key, observation: &Observation) {
+        let Some(version) = self.take() else {
+            return;
+        };
+        let mut mixture = Mixture::default();
+        if self.key.load(Ordering::Relaxed) == key.0 {
+            self.copy(&mut mixture);
+        } else {
+            self.key.store(key.0, Ordering::Relaxed); // this and all below: published by the version
+        }
+        mixture.learn(observation, MEMORY);
+        self.seen.store(mixture.seen, Ordering::Relaxed);
+        for pair in 0..ENTRIES / 2 {
+            let half = |i: usize| {
+                let used = i < mixture.len as usize;
+                if used {
+                    (mixture.shares[i] * UNIT) as u32
+                } else {
+                    0
+                }
+            };
+            for i in [2 * pair, 2 * pair + 1] {
+                self.tokens[i].store(mixture.tokens[i], Ordering::Relaxed);
+            }
+            let shares = half(2 * pair) | half(2 * pair + 1) << 16;
+            self.shares[pair].store(shares, Ordering::Relaxed);
+        }
+        self.version.store(version, Ordering::Release); // publishes the row
+    }
+
+    fn write_words(&self, words: &mut Vec<u32>) {
+        let (key, seen) = (
+            self.key.load(Ordering::Relaxed), // this and all below: a row that is written meanwhile is worth no care
+            self.seen.load(Ordering::Relaxed),
+        );
+        if key == 0 {
+            return;
+        }
+        words.extend([key as u32, (key >> 32) as u32, seen]);
+        let rest = self.tokens.iter().chain(&self.shares);
+        words.extend(rest.map(|word| word.load(Ordering::Relaxed)));
+    }
+
+    fn restore(&self, key: Key, words: &[u32]) {
+        let Some(version) = self.take() else {
+            return;
+        };
+        self.key.store(key.0, Ordering::Relaxed); // this and all below: published by the version
+        self.seen.store(words[0], Ordering::Relaxed);
+        for (cell, &word) in self.tokens.iter().chain(&self.shares).zip(&words[1..]) {
+            cell.store(word, Ordering::Relaxed);
+        }
+        self.version.store(version, Ordering::Release); // publishes the row
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn table() -> Backoff {
+        Backoff::new(1 << 22)
+    }
+
+    #[test]
+    fn a_row_is_the_mean_of_what_followed() {
+        let (table, mut mixture) = (table(), Mixture::default());
+        let key = Key::shared(&[7, 8]);
+        assert!(!table.read(key, &mut mixture));
+        for token in [1, 2, 1, 1] {
+            table.learn(key, &Observation::bare(token));
+        }
+        assert!(table.read(key, &mut mixture));
+        assert_eq!(mixture.seen, 4);
+        let entries: Vec<_> = mixture.entries().collect();
+        assert_eq!(entries.len(), 2);
+        assert!((entries[0].1 - 0.75).abs() < 1e-3 && entries[0].0 == 1);
+        assert!(!table.read(Key::shared(&[8]), &mut mixture));
+        assert!(!table.read(Key::rejected(0, &[7, 8]), &mut mixture));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_what_is_seen_often_stays() {
+        let table = table();
+        let often = Key::shared(&[3]);
+        (0..50).for_each(|_| table.learn(often, &Observation::bare(4)));
+        for token in 0..200_000 {
+            table.learn(Key::shared(&[token, 1]), &Observation::bare(token));
+        }
+        assert!(table.memory_usage() <= 1 << 18, "{}", table.memory_usage());
+        assert!(table.read(often, &mut Mixture::default()));
+    }
+
+    #[test]
+    fn a_small_budget_has_no_table() {
+        let table = Backoff::new(1000);
+        table.learn(Key::shared(&[3]), &Observation::bare(4));
+        assert!(!table.read(Key::shared(&[3]), &mut Mixture::default()));
+        assert_eq!(table.memory_usage(), 0);
+    }
+}

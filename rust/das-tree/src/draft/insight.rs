@@ -1,0 +1,340 @@
+//! Drafting from what the target knew: levels of evidence from distributions.
+//!
+//! The latest occurrence of a context brings the target's own distribution there, which says more than the token that was drawn
+//! from it. The dice of the token to be drafted are thrown over each such distribution, and what they pick is its vote. Votes are
+//! mixed like counts (see `blend.rs`), with parts that are learned (`trust.rs`): own text and history, longest context first, then
+//! what is kept of drafts that were not kept, then what follows one or two tokens over all problems, then what the request's text
+//! is made of.
+
+use crate::{
+    backoff::{Backoff, ENTRIES, Key},
+    blend::in_units,
+    id::{SeqId, TOKEN_LIMIT, Token},
+    latest::Observation,
+    locus::Locus,
+    mixture::Mixture,
+    noise::{Coupling, throw},
+    text::CHUNK,
+    tree::Tree,
+    trust::{Cell, Kind, Verdict},
+};
+
+/// Contexts used per source: more gain nothing.
+const LEVELS: usize = 2;
+/// Votes below this are not counted.
+const LEAST_VOTE: f32 = 0.003;
+/// Entries of the distribution of what a text is made of, and how far back it looks.
+pub(crate) const RECENT: usize = 64;
+const RECENT_MEMORY: u32 = 32;
+
+/// What a running sequence knows beside its text.
+#[derive(Debug, Default)]
+pub(crate) struct Insight {
+    /// Whether distributions came with it.
+    pub(crate) informed: bool,
+    /// What its output has been made of lately.
+    recent: Mixture<RECENT>,
+    /// The evidence of the last draft about the token that comes next.
+    pending: Evidence,
+}
+
+/// Levels of evidence about one token, longest context first, with their votes.
+#[derive(Debug, Default)]
+pub(crate) struct Evidence {
+    levels: Vec<Level>,
+    votes: Vec<(Token, f32)>,
+    /// What counts had to say before: their shares, and what they left.
+    counted: Vec<(Token, f32)>,
+    left: f32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Level {
+    cell: Cell,
+    /// Where its votes end.
+    end: usize,
+}
+
+/// Where to look for evidence.
+#[derive(Clone, Copy)]
+pub(crate) struct Sources<'a> {
+    pub(crate) tree: &'a Tree,
+    /// Prompt and output of the request, and the length of the prompt, which is not in the tree.
+    pub(crate) own: &'a [Token],
+    pub(crate) prompt: usize,
+    /// The sequence, unless the text is none of the tree's, and the chunks its output is in.
+    pub(crate) id: Option<SeqId>,
+    pub(crate) chunks: &'a [u32],
+    pub(crate) insight: Option<&'a Insight>,
+    pub(crate) coupling: Coupling,
+}
+
+impl Insight {
+    /// Takes in tokens that have come, before the tree does: learns how good the last draft's evidence was, and what follows
+    /// what over all problems. `text` is what was before them.
+    pub(crate) fn learn(
+        &mut self,
+        tree: &Tree,
+        text: &[Token],
+        tokens: &[Token],
+        known: impl Iterator<Item = Observation>,
+    ) {
+        let Some(&first) = tokens.first() else {
+            return;
+        };
+        let backoff = &tree.lore.backoff;
+        self.pending.judge(backoff, first);
+        let mut before =
+            [text.len().checked_sub(2), text.len().checked_sub(1)].map(|at| at.map(|at| text[at]));
+        for observation in known {
+            if tree.lore.shared {
+                if let [_, Some(last)] = before {
+                    backoff.learn(Key::shared(&[last]), &observation);
+                }
+                if let [Some(last_but_one), Some(last)] = before {
+                    backoff.learn(Key::shared(&[last_but_one, last]), &observation);
+                }
+            }
+            self.recent.learn(&observation, RECENT_MEMORY);
+            before = [before[1], Some(observation.token)];
+        }
+    }
+
+    /// Bytes beside itself.
+    pub(crate) fn memory_usage(&self) -> usize {
+        let Evidence {
+            levels,
+            votes,
+            counted,
+            ..
+        } = &self.pending;
+        levels.capacity() * size_of::<Level>() + 8 * (votes.capacity() + counted.capacity())
+    }
+
+    /// The evidence of this draft about the next token.
+    pub(crate) fn expect(&mut self, evidence: &Evidence) {
+        self.pending.copy(evidence);
+    }
+}
+
+impl Evidence {
+    pub(crate) fn clear(&mut self) {
+        self.levels.clear();
+        self.votes.clear();
+        self.counted.clear();
+        self.left = 1.0;
+    }
+
+    fn copy(&mut self, other: &Self) {
+        self.clear();
+        self.levels.extend_from_slice(&other.levels);
+        self.votes.extend_from_slice(&other.votes);
+        self.counted.extend_from_slice(&other.counted);
+        self.left = other.left;
+    }
+
+    /// Notes what counts had to say.
+    pub(crate) fn counted(&mut self, shares: &[(Token, f32)], left: f32) {
+        self.counted.extend_from_slice(shares);
+        self.left = left;
+    }
+
+    /// The levels with their votes.
+    pub(crate) fn levels(&self) -> impl Iterator<Item = (Cell, &[(Token, f32)])> {
+        let starts = std::iter::once(0).chain(self.levels.iter().map(|level| level.end));
+        let level = |(level, start): (&Level, usize)| (level.cell, &self.votes[start..level.end]);
+        self.levels.iter().zip(starts).map(level)
+    }
+
+    fn close(&mut self, kind: Kind, length: u32, occurrences: u64) {
+        let end = self.votes.len();
+        let cell = Cell::new(kind, length, occurrences);
+        self.levels.push(Level { cell, end });
+    }
+
+    /// Learns from the token that came, and forgets.
+    fn judge(&mut self, backoff: &Backoff, token: Token) {
+        const MOST: usize = 16;
+        let share = |votes: &[(Token, f32)]| {
+            let vote = votes.iter().find(|vote| vote.0 == token);
+            vote.map_or(0.0, |vote| vote.1)
+        };
+        let mut verdicts: [Verdict; MOST] = [(Cell::new(Kind::Own, 1, 1), 0.0); MOST];
+        let mut len = 0;
+        for (verdict, (cell, votes)) in verdicts.iter_mut().zip(self.levels()) {
+            *verdict = (cell, share(votes));
+            len += 1;
+        }
+        if len > 0 {
+            backoff
+                .trust
+                .learn(&verdicts[..len], share(&self.counted), self.left);
+        }
+        self.clear();
+    }
+
+    /// Adds a level: the dice over what was seen after a context.
+    fn add_seen(
+        &mut self,
+        (kind, length, occurrences): (Kind, u32, u64),
+        seen: &Observation,
+        coupling: Coupling,
+        depth: u32,
+    ) {
+        if seen.distribution.is_empty() {
+            self.votes.push((seen.token, 1.0));
+        } else {
+            let dice = coupling.dice(depth);
+            throw(
+                dice,
+                seen.distribution.entries(),
+                LEAST_VOTE,
+                &mut self.votes,
+            );
+        }
+        self.close(kind, length, occurrences);
+    }
+
+    /// Adds a level for each row there is: over all problems if `shared`, else of drafts that were not kept.
+    pub(crate) fn add_rows(
+        &mut self,
+        sources: &Sources,
+        shared: bool,
+        last: [Option<Token>; 2],
+        depth: u32,
+    ) {
+        let lore = &sources.tree.lore;
+        let mut mixture = Mixture::<ENTRIES>::default();
+        let two = match last {
+            [Some(before), Some(last)] => Some([before, last]),
+            _ => None,
+        };
+        let one = last[1].map(|last| [last]);
+        let kinds = [
+            [Kind::Rejected2, Kind::Rejected1],
+            [Kind::Shared2, Kind::Shared1],
+        ][usize::from(shared)];
+        let contexts = [
+            two.as_ref().map(|two| &two[..]),
+            one.as_ref().map(|one| &one[..]),
+        ];
+        for (kind, context) in kinds.into_iter().zip(contexts) {
+            let Some(context) = context else {
+                continue;
+            };
+            let key = if shared {
+                Key::shared(context)
+            } else {
+                Key::rejected(lore.problem, context)
+            };
+            if lore.backoff.read(key, &mut mixture) {
+                let dice = sources.coupling.dice(depth);
+                throw(dice, mixture.entries(), LEAST_VOTE, &mut self.votes);
+                self.close(kind, context.len() as u32, u64::from(mixture.seen));
+            }
+        }
+    }
+
+    /// Adds what the request's text is made of, with the dice of each depth thrown once.
+    pub(crate) fn add_recent(
+        &mut self,
+        sources: &Sources,
+        depth: u32,
+        thrown: &mut Vec<Vec<(Token, f32)>>,
+        filled: &mut usize,
+    ) {
+        let Some(insight) = sources.insight.filter(|insight| insight.informed) else {
+            return;
+        };
+        while *filled <= depth as usize {
+            if thrown.len() == *filled {
+                thrown.push(Vec::new());
+            }
+            let votes = &mut thrown[*filled];
+            votes.clear();
+            let dice = sources.coupling.dice(*filled as u32);
+            throw(dice, insight.recent.entries(), LEAST_VOTE, votes);
+            *filled += 1;
+        }
+        self.votes.extend_from_slice(&thrown[depth as usize]);
+        self.close(Kind::Recent, 1, 1);
+    }
+}
+
+impl Sources<'_> {
+    /// The own token at a place, and what was known there.
+    pub(crate) fn observation(&self, at: usize) -> Observation {
+        let token = self.own[at];
+        let Some(output) = at
+            .checked_sub(self.prompt)
+            .filter(|_| !self.chunks.is_empty())
+        else {
+            return Observation::bare(token);
+        };
+        let offset = output as u32 + 1; // after the start marker
+        let position = self.chunks[(offset / CHUNK) as usize] * CHUNK + offset % CHUNK;
+        Observation {
+            token,
+            distribution: self.tree.text.known(position, 0),
+        }
+    }
+}
+
+/// Collects the levels of own text and history at a node, longest context first, own text first among equals.
+pub(crate) struct Merge<'a> {
+    pub(crate) sources: Sources<'a>,
+    pub(crate) depth: u32,
+    pub(crate) evidence: &'a mut Evidence,
+    pub(crate) own: usize,
+    pub(crate) history: usize,
+    last_total: u64,
+}
+
+impl<'a> Merge<'a> {
+    pub(crate) fn new(sources: Sources<'a>, depth: u32, evidence: &'a mut Evidence) -> Self {
+        Self {
+            sources,
+            depth,
+            evidence,
+            own: 0,
+            history: 0,
+            last_total: 0,
+        }
+    }
+
+    pub(crate) fn wants_own(&self) -> bool {
+        self.own < LEVELS
+    }
+
+    pub(crate) fn wants_history(&self) -> bool {
+        self.history < LEVELS
+    }
+
+    /// A context of the own text that occurred so often, last before `next`.
+    pub(crate) fn add_own(&mut self, length: u32, occurrences: u64, next: usize) {
+        let seen = self.sources.observation(next);
+        if seen.token < TOKEN_LIMIT {
+            self.own += 1;
+            let what = (Kind::Own, length, occurrences);
+            self.evidence
+                .add_seen(what, &seen, self.sources.coupling, self.depth);
+        }
+    }
+
+    /// A context of the history; `own` is the weight of its occurrences in the own text.
+    pub(crate) fn add_history(&mut self, at: &Locus, length: u32, own: u64) {
+        let tree = self.sources.tree;
+        let total = tree.total(at).saturating_sub(own);
+        if total == 0 || total == self.last_total {
+            return;
+        }
+        let Some(seen) = tree.latest(at, self.sources.id) else {
+            return;
+        };
+        self.last_total = total;
+        self.history += 1;
+        let what = (Kind::History, length, in_units(total, tree.unit()));
+        self.evidence
+            .add_seen(what, &seen, self.sources.coupling, self.depth);
+    }
+}
