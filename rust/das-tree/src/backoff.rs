@@ -6,6 +6,7 @@
 //! Nobody waits.
 
 use crate::{
+    calibration::Calibration,
     id::Token,
     latest::Observation,
     mixture::Mixture,
@@ -27,12 +28,13 @@ const ROW_WORDS: usize = 3 + ENTRIES + ENTRIES / 2;
 /// Shares are kept in 65535ths.
 const UNIT: f32 = 65535.0;
 
-/// The table, and how far its rows, and other distributions, are trusted.
+/// The table, how far its rows, and other distributions, are trusted, and what estimates are worth.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     buckets: Box<[OnceLock<Box<Bucket>>]>,
     made: AtomicUsize,
     pub(crate) trust: Trust,
+    pub(crate) calibration: Calibration,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +93,7 @@ impl Backoff {
             buckets: (0..buckets).map(|_| OnceLock::new()).collect(),
             made: AtomicUsize::new(0),
             trust: Trust::default(),
+            calibration: Calibration::default(),
         }
     }
 
@@ -112,9 +115,9 @@ impl Backoff {
         }
     }
 
-    /// All there is, as words: the parts that are trusted, then the rows in use.
+    /// All there is, as words: the parts that are trusted, what estimates are worth, then the rows in use.
     pub(crate) fn words(&self) -> Vec<u32> {
-        let mut words = self.trust.words();
+        let mut words: Vec<u32> = self.trust.words().chain(self.calibration.words()).collect();
         let made = self.buckets.iter().filter_map(OnceLock::get);
         for row in made.flat_map(|bucket| &bucket.0) {
             row.write_words(&mut words);
@@ -124,10 +127,14 @@ impl Backoff {
 
     /// Puts back what [`Self::words`] has given, into an empty table of perhaps another size.
     pub(crate) fn restore(&self, words: &[u32]) {
-        let Some((trust, rows)) = words.split_at_checked(Trust::WORDS) else {
+        let Some((trust, rest)) = words.split_at_checked(Trust::WORDS) else {
+            return;
+        };
+        let Some((calibration, rows)) = rest.split_at_checked(Calibration::WORDS) else {
             return;
         };
         self.trust.restore(trust);
+        self.calibration.restore(calibration);
         for row in rows.chunks_exact(ROW_WORDS) {
             let key = Key(u64::from(row[1]) << 32 | u64::from(row[0]));
             if let Some(bucket) = self.bucket(key) {

@@ -15,6 +15,8 @@ use crate::{
 const LEVELS: u32 = 4;
 /// Unclaimed probability below which shorter contexts are not asked.
 const LEAST_MASS: f32 = 0.01;
+/// The least share of one's say that counts as naming a token.
+const A_VOICE: f32 = 0.05;
 /// A follower with more than this part of a context's occurrences dominates it.
 const DOMINANT: f32 = 0.6;
 
@@ -27,10 +29,19 @@ pub(crate) enum Source {
     History,
 }
 
+/// What a token has been given.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Share {
+    /// Estimated probability.
+    pub(crate) estimate: f32,
+    /// Pieces of evidence that named it.
+    pub(crate) voices: u32,
+}
+
 /// The distribution of one next token, while contexts are mixed into it.
 #[derive(Debug, Default)]
 pub(crate) struct Blend {
-    shares: Tally<f32>,
+    shares: Tally<Share>,
     /// Probability nobody has claimed yet.
     mass: f32,
     /// Per source: contexts mixed in, and the occurrences of the last.
@@ -49,7 +60,7 @@ impl Blend {
     }
 
     /// Estimated probability of each next token.
-    pub(crate) fn shares(&self) -> &[(Token, f32)] {
+    pub(crate) fn shares(&self) -> &[(Token, Share)] {
         self.shares.entries()
     }
 
@@ -66,7 +77,7 @@ impl Blend {
     /// Gives a part of what is left to tokens by their shares of it.
     pub(crate) fn add_votes(&mut self, part: f32, votes: &[(Token, f32)]) {
         for &(token, share) in votes {
-            self.claim(token, part * share);
+            self.claim(token, part * share, share);
         }
         self.mass *= 1.0 - part;
     }
@@ -98,7 +109,7 @@ impl Blend {
         let dominant = float(most.unwrap_or(0)) > DOMINANT * float(total);
         if let Some(token) = latest.filter(|_| distinct > 1) {
             let weight = recency_weight(dominant);
-            self.claim(token, weight);
+            self.claim(token, weight, 0.0);
             self.mass *= 1.0 - weight;
         }
         let unit = [1, self.unit][source as usize];
@@ -106,14 +117,18 @@ impl Blend {
         let weight = weight(source, length, occurrences, distinct, dominant);
         for &(token, count) in followers {
             if token < TOKEN_LIMIT {
-                self.claim(token, weight * float(count) / float(total));
+                let share = float(count) / float(total);
+                self.claim(token, weight * float(count) / float(total), share);
             }
         }
         self.mass *= 1.0 - weight;
     }
 
-    fn claim(&mut self, token: Token, part: f32) {
-        *self.shares.entry(token) += self.mass * part;
+    /// Gives a token a part of what is left, for one who says it has this share.
+    fn claim(&mut self, token: Token, part: f32, said: f32) {
+        let share = self.shares.entry(token);
+        share.estimate += self.mass * part;
+        share.voices += u32::from(said >= A_VOICE);
     }
 }
 

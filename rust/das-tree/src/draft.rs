@@ -14,7 +14,7 @@ use std::{
 pub(crate) mod insight;
 
 use crate::{
-    blend::{Blend, Source},
+    blend::{Blend, Share, Source},
     id::Token,
     locus::{Evidence, Locus},
     node::TOP,
@@ -144,6 +144,8 @@ struct Candidate {
     /// Index in the draft of the node above, -1 for the root.
     parent: i32,
     token: Token,
+    /// What evidence gave it there.
+    share: Share,
 }
 
 impl Eq for Candidate {}
@@ -225,12 +227,15 @@ pub(crate) fn running(
             ..sources
         },
     };
+    let learns = view.informed || tree.lore.shared;
     SCRATCH.with(|scratch| {
         let scratch = &mut *scratch.borrow_mut();
         scratch.collect_occurrences(&view, earlier);
         scratch.grow(&view, start, options, draft);
     });
-    SCRATCH.with(|scratch| insight.expect(&scratch.borrow().expected));
+    if learns {
+        SCRATCH.with(|scratch| insight.expect(&scratch.borrow().expected));
+    }
 }
 
 /// Drafts from a text that is not in the tree.
@@ -350,6 +355,7 @@ impl Scratch {
         self.open.clear();
         self.heap.clear();
         self.evidence.clear();
+        self.expected.clear();
         self.recent_depths = 0;
         let own = view.sources.own;
         let root = Open {
@@ -367,6 +373,7 @@ impl Scratch {
             draft.tokens.push(best.token);
             draft.parents.push(best.parent);
             draft.probabilities.push(best.probability);
+            self.expected.drafted(best.token, best.parent, best.share);
             if draft.len() == options.max_nodes {
                 return;
             }
@@ -414,11 +421,18 @@ impl Scratch {
     ) {
         self.estimate(view);
         let shares = self.blend.shares().iter();
-        let likely = shares.filter(|&&(_, share)| share >= LEAST_SHARE);
+        let likely = shares.filter(|(_, share)| share.estimate >= LEAST_SHARE);
+        let lore = &view.sources.tree.lore;
+        let calibration = (view.informed || lore.shared).then_some(&lore.backoff.calibration);
+        let worth = |share: &Share| match calibration {
+            Some(calibration) => calibration.worth(share.estimate, share.voices),
+            None => share.estimate,
+        };
         let children = likely.map(|&(token, share)| Candidate {
-            probability: probability * share,
+            probability: probability * worth(&share),
             parent,
             token,
+            share,
         });
         let children = children.filter(|child| child.probability >= options.min_probability);
         match options.shape {
@@ -482,7 +496,7 @@ impl Scratch {
                 .filter(|_| merge.wants_history())
                 .map_or(0, |at| at.length);
             if own == 0 && history == 0 {
-                return;
+                break;
             }
             if own >= history {
                 while occurrence < end && self.occurrences[occurrence].length == own {
@@ -499,6 +513,12 @@ impl Scratch {
                     .filter(|occurrence| is_shared(occurrence, &at))
                     .count() as u64;
                 merge.add_history(&at.locus, at.length + node.depth, shared * view.weight);
+            }
+        }
+        // Contexts that begin with what has been drafted did not come down from the root.
+        if let ([_, Some(last)], true) = (node.last, node.depth > 0 && merge.wants_history()) {
+            if let Some(at) = view.sources.tree.step(&Locus::ROOT, last) {
+                merge.add_history(&at, 1, 0);
             }
         }
     }

@@ -49,6 +49,7 @@ mod backoff;
 mod batch;
 mod baton;
 mod blend;
+mod calibration;
 mod draft;
 mod error;
 mod history;

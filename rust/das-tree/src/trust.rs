@@ -21,10 +21,14 @@ pub(crate) enum Kind {
     Shared1,
     /// What the request's own text has been made of lately.
     Recent,
+    /// The latest occurrence of a context in the request's prompt.
+    Prompt,
+    OwnSure,
+    HistorySure,
 }
 
-const KINDS: usize = 7;
-const LENGTHS: usize = 4;
+const KINDS: usize = 10;
+const LENGTHS: usize = 6;
 const COUNTS: usize = 4;
 const CELLS: usize = KINDS * LENGTHS * COUNTS;
 
@@ -42,7 +46,9 @@ impl Cell {
             0 | 1 => 0,
             2 => 1,
             3 | 4 => 2,
-            _ => 3,
+            5..=8 => 3,
+            9..=16 => 4,
+            _ => 5,
         };
         let count = match occurrences {
             0 | 1 => 0,
@@ -60,12 +66,16 @@ impl Cell {
             [0.42, 0.47, 0.57, 0.58],
             [0.45, 0.55, 0.70, 0.72],
             [0.55, 0.68, 0.73, 0.74],
+            [0.60, 0.70, 0.75, 0.76],
+            [0.60, 0.70, 0.75, 0.76],
         ];
         const HISTORY: [[f32; COUNTS]; LENGTHS] = [
             [0.11, 0.19, 0.27, 0.18],
             [0.17, 0.24, 0.31, 0.18],
             [0.25, 0.30, 0.38, 0.18],
             [0.48, 0.61, 0.68, 0.65],
+            [0.50, 0.62, 0.70, 0.70],
+            [0.50, 0.62, 0.70, 0.70],
         ];
         let cell = usize::from(self.0);
         let (kind, length, count) = (
@@ -74,8 +84,8 @@ impl Cell {
             cell % COUNTS,
         );
         match kind {
-            0 => OWN[length][count],
-            1 => HISTORY[length][count],
+            0 | 7 | 8 => OWN[length][count],
+            1 | 9 => HISTORY[length][count],
             2 => 0.30,
             3 => 0.43,
             4 => [0.39, 0.53, 0.58, 0.65][count],
@@ -124,12 +134,12 @@ impl Trust {
     pub(crate) const WORDS: usize = 2 * CELLS;
 
     /// All parts, as words.
-    pub(crate) fn words(&self) -> Vec<u32> {
+    pub(crate) fn words(&self) -> impl Iterator<Item = u32> + '_ {
         let cells = self
             .cells
             .iter()
             .flat_map(|(deserved, offered)| [deserved, offered]);
-        cells.map(|word| word.load(Ordering::Relaxed)).collect() // as below
+        cells.map(|word| word.load(Ordering::Relaxed)) // as below
     }
 
     /// Puts back what [`Self::words`] has given, where it makes sense.
@@ -240,6 +250,9 @@ mod tests {
             Kind::Shared2,
             Kind::Shared1,
             Kind::Recent,
+            Kind::Prompt,
+            Kind::OwnSure,
+            Kind::HistorySure,
         ];
         let mut cells: Vec<u8> = kinds
             .iter()

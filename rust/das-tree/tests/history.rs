@@ -275,6 +275,7 @@ fn options() -> impl Strategy<Value = HistoryOptions> {
             window,
             decay,
             max_depth,
+            shared: false,
             ..HistoryOptions::default()
         })
 }
@@ -297,7 +298,7 @@ proptest! {
     /// Without decay a problem drafts what a tree of the rollouts inside its window drafts.
     #[test]
     fn drafts_as_a_fresh_tree(window in 1usize..4, ops in prop::collection::vec(op(), 1..60)) {
-        let mut world = World::new(HistoryOptions { window, ..HistoryOptions::default() });
+        let mut world = World::new(HistoryOptions { window, shared: false, ..HistoryOptions::default() });
         for op in &ops {
             match op {
                 Op::Open(key, _) => world.apply(&Op::Open(*key, 4)),

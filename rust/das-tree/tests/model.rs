@@ -151,6 +151,7 @@ impl World {
                     max_nodes,
                     min_probability: floor,
                     shape,
+                    ..DraftOptions::default()
                 };
                 let draft = self.sequences[id].draft(&options).unwrap();
                 let expected = self

@@ -42,6 +42,7 @@ impl World {
     fn new(max_depth: usize) -> Self {
         let options = HistoryOptions {
             max_depth,
+            shared: false,
             ..HistoryOptions::default()
         };
         let mut oracle = Oracle::new(max_depth);

@@ -94,6 +94,7 @@ fn open_world(reader: &mut Reader) -> Option<World> {
         window,
         max_depth,
         decay,
+        shared: false,
         ..HistoryOptions::default()
     };
     Some(World::new(Settings {

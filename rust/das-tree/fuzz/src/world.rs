@@ -273,6 +273,7 @@ impl Wanted {
             max_nodes: self.nodes,
             min_probability: self.floor,
             shape: self.shape,
+            ..DraftOptions::default()
         }
     }
 

@@ -8,7 +8,7 @@
 
 use crate::{
     backoff::{Backoff, ENTRIES, Key},
-    blend::in_units,
+    blend::{Share, in_units},
     id::{SeqId, TOKEN_LIMIT, Token},
     latest::Observation,
     locus::Locus,
@@ -44,8 +44,10 @@ pub(crate) struct Evidence {
     levels: Vec<Level>,
     votes: Vec<(Token, f32)>,
     /// What counts had to say before: their shares, and what they left.
-    counted: Vec<(Token, f32)>,
+    counted: Vec<(Token, Share)>,
     left: f32,
+    /// What was drafted: token, index of the node above, what evidence gave it there.
+    drafted: Vec<(Token, i32, Share)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -79,11 +81,8 @@ impl Insight {
         tokens: &[Token],
         known: impl Iterator<Item = Observation>,
     ) {
-        let Some(&first) = tokens.first() else {
-            return;
-        };
         let backoff = &tree.lore.backoff;
-        self.pending.judge(backoff, first);
+        self.pending.judge(backoff, tokens);
         let mut before =
             [text.len().checked_sub(2), text.len().checked_sub(1)].map(|at| at.map(|at| text[at]));
         for observation in known {
@@ -106,9 +105,13 @@ impl Insight {
             levels,
             votes,
             counted,
+            drafted,
             ..
         } = &self.pending;
-        levels.capacity() * size_of::<Level>() + 8 * (votes.capacity() + counted.capacity())
+        levels.capacity() * size_of::<Level>()
+            + 8 * votes.capacity()
+            + 12 * counted.capacity()
+            + 16 * drafted.capacity()
     }
 
     /// The evidence of this draft about the next token.
@@ -122,6 +125,7 @@ impl Evidence {
         self.levels.clear();
         self.votes.clear();
         self.counted.clear();
+        self.drafted.clear();
         self.left = 1.0;
     }
 
@@ -130,13 +134,19 @@ impl Evidence {
         self.levels.extend_from_slice(&other.levels);
         self.votes.extend_from_slice(&other.votes);
         self.counted.extend_from_slice(&other.counted);
+        self.drafted.extend_from_slice(&other.drafted);
         self.left = other.left;
     }
 
     /// Notes what counts had to say.
-    pub(crate) fn counted(&mut self, shares: &[(Token, f32)], left: f32) {
+    pub(crate) fn counted(&mut self, shares: &[(Token, Share)], left: f32) {
         self.counted.extend_from_slice(shares);
         self.left = left;
+    }
+
+    /// Notes what was drafted.
+    pub(crate) fn drafted(&mut self, token: Token, parent: i32, share: Share) {
+        self.drafted.push((token, parent, share));
     }
 
     /// The levels with their votes.
@@ -152,8 +162,32 @@ impl Evidence {
         self.levels.push(Level { cell, end });
     }
 
-    /// Learns from the token that came, and forgets.
-    fn judge(&mut self, backoff: &Backoff, token: Token) {
+    /// Learns what estimates are worth from the nodes that followed what came.
+    fn compare(&self, backoff: &Backoff, tokens: &[Token]) {
+        let mut at = -1;
+        for &token in tokens {
+            let mut next = None;
+            for (i, &(drafted, parent, share)) in self.drafted.iter().enumerate() {
+                if parent == at {
+                    let came = drafted == token;
+                    backoff
+                        .calibration
+                        .learn(share.estimate, share.voices, came);
+                    next = next.or(came.then_some(i as i32));
+                }
+            }
+            match next {
+                Some(next) => at = next,
+                None => return,
+            }
+        }
+    }
+
+    /// Learns from the tokens that came, and forgets.
+    fn judge(&mut self, backoff: &Backoff, tokens: &[Token]) {
+        let Some(&token) = tokens.first() else {
+            return;
+        };
         const MOST: usize = 16;
         let share = |votes: &[(Token, f32)]| {
             let vote = votes.iter().find(|vote| vote.0 == token);
@@ -166,10 +200,11 @@ impl Evidence {
             len += 1;
         }
         if len > 0 {
-            backoff
-                .trust
-                .learn(&verdicts[..len], share(&self.counted), self.left);
+            let counted = self.counted.iter().find(|counted| counted.0 == token);
+            let before = counted.map_or(0.0, |counted| counted.1.estimate);
+            backoff.trust.learn(&verdicts[..len], before, self.left);
         }
+        self.compare(backoff, tokens);
         self.clear();
     }
 
@@ -315,7 +350,12 @@ impl<'a> Merge<'a> {
         let seen = self.sources.observation(next);
         if seen.token < TOKEN_LIMIT {
             self.own += 1;
-            let what = (Kind::Own, length, occurrences);
+            let kind = match next < self.sources.prompt {
+                true => Kind::Prompt,
+                false if seen.distribution.is_empty() => Kind::OwnSure,
+                false => Kind::Own,
+            };
+            let what = (kind, length, occurrences);
             self.evidence
                 .add_seen(what, &seen, self.sources.coupling, self.depth);
         }
@@ -333,7 +373,12 @@ impl<'a> Merge<'a> {
         };
         self.last_total = total;
         self.history += 1;
-        let what = (Kind::History, length, in_units(total, tree.unit()));
+        let kind = if seen.distribution.is_empty() {
+            Kind::HistorySure
+        } else {
+            Kind::History
+        };
+        let what = (kind, length, in_units(total, tree.unit()));
         self.evidence
             .add_seen(what, &seen, self.sources.coupling, self.depth);
     }
