@@ -1,0 +1,147 @@
+//! What an estimate has proved to be worth.
+//!
+//! Blending says which token is likelier; how likely, it says with a bias that depends on the traffic and on how many pieces of
+//! evidence agree: what several of them name comes more often than a mean of their votes tells. So estimates are looked up
+//! in a table of what came of such estimates before: knots on the log-odds axis, between which is interpolated, for one piece
+//! of evidence, two, three and more. It begins with the identity.
+
+use crate::sync::{AtomicU32, Ordering};
+
+/// Knots at whole log-odds from -6 to 6.
+const KNOTS: usize = 13;
+const RANGE: f32 = 6.0;
+/// Groups by agreement.
+const VOICES: usize = 4;
+/// Observations the identity stands for at each knot, and how many are remembered.
+const PRIOR: f32 = 20.0;
+const MEMORY: f32 = 8192.0;
+
+/// The table.
+#[derive(Debug)]
+pub(crate) struct Calibration {
+    /// Came and estimated, as float bits.
+    knots: Box<[(AtomicU32, AtomicU32)]>,
+}
+
+/// Between which knots an estimate lies, and how near the second.
+struct Place {
+    knot: usize,
+    along: f32,
+}
+
+fn place(estimate: f32, voices: u32) -> Place {
+    let odds = estimate / (1.0 - estimate).max(1e-6);
+    let at = odds.ln().clamp(-RANGE, RANGE) + RANGE;
+    let knot = (at as usize).min(KNOTS - 2);
+    let group = (voices.max(1) as usize - 1).min(VOICES - 1);
+    Place {
+        knot: group * KNOTS + knot,
+        along: at - knot as f32,
+    }
+}
+
+impl Default for Calibration {
+    fn default() -> Self {
+        let knot = |knot: usize| {
+            let odds = ((knot % KNOTS) as f32 - RANGE).exp();
+            let came = PRIOR * odds / (1.0 + odds);
+            (
+                AtomicU32::new(came.to_bits()),
+                AtomicU32::new(PRIOR.to_bits()),
+            )
+        };
+        Self {
+            knots: (0..VOICES * KNOTS).map(knot).collect(),
+        }
+    }
+}
+
+impl Calibration {
+    /// Words of the table.
+    pub(crate) const WORDS: usize = 2 * VOICES * KNOTS;
+
+    /// What an estimate, named by so many pieces of evidence, is worth.
+    pub(crate) fn worth(&self, estimate: f32, voices: u32) -> f32 {
+        let Place { knot, along } = place(estimate, voices);
+        let share = |knot: usize| {
+            let (came, all) = self.pair(knot);
+            came / all
+        };
+        share(knot) * (1.0 - along) + share(knot + 1) * along
+    }
+
+    /// Learns whether what was estimated came.
+    pub(crate) fn learn(&self, estimate: f32, voices: u32, came: bool) {
+        let Place { knot, along } = place(estimate, voices);
+        for (knot, weight) in [(knot, 1.0 - along), (knot + 1, along)] {
+            let (mut before, mut all) = self.pair(knot);
+            if all + weight > MEMORY {
+                let kept = (MEMORY - weight) / all;
+                (before, all) = (before * kept, all * kept);
+            }
+            let came = before + weight * f32::from(u8::from(came));
+            let (first, second) = &self.knots[knot];
+            first.store(came.to_bits(), Ordering::Relaxed); // of two that learn at once one may be lost
+            second.store((all + weight).to_bits(), Ordering::Relaxed); // as above
+        }
+    }
+
+    /// The table, as words.
+    pub(crate) fn words(&self) -> impl Iterator<Item = u32> + '_ {
+        let knots = self.knots.iter().flat_map(|(came, all)| [came, all]);
+        knots.map(|word| word.load(Ordering::Relaxed)) // as in `pair`
+    }
+
+    /// Puts back what [`Self::words`] has given, where it makes sense.
+    pub(crate) fn restore(&self, words: &[u32]) {
+        for ((came, all), pair) in self.knots.iter().zip(words.chunks_exact(2)) {
+            let [first, second] = [f32::from_bits(pair[0]), f32::from_bits(pair[1])];
+            if first >= 0.0 && first <= second && second > 0.0 && second <= MEMORY {
+                came.store(pair[0], Ordering::Relaxed); // as above
+                all.store(pair[1], Ordering::Relaxed); // as above
+            }
+        }
+    }
+
+    fn pair(&self, knot: usize) -> (f32, f32) {
+        let (came, all) = &self.knots[knot];
+        let load = |value: &AtomicU32| f32::from_bits(value.load(Ordering::Relaxed)); // estimates: any mixture of old and new will do
+        (load(came), load(all))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_begins_with_the_identity() {
+        let table = Calibration::default();
+        for estimate in [0.01, 0.1, 0.27, 0.5, 0.9] {
+            let worth = table.worth(estimate, 1);
+            assert!((worth - estimate).abs() < 0.03, "{estimate}: {worth}");
+        }
+    }
+
+    #[test]
+    fn it_learns_what_estimates_are_worth_by_agreement() {
+        let table = Calibration::default();
+        for i in 0..20_000 {
+            table.learn(0.3, 1, i % 10 < 2);
+            table.learn(0.3, 3, i % 10 < 6);
+        }
+        assert!((table.worth(0.3, 1) - 0.2).abs() < 0.02);
+        assert!((table.worth(0.3, 3) - 0.6).abs() < 0.02);
+        assert!((table.worth(0.3, 2) - 0.3).abs() < 0.02);
+    }
+
+    #[test]
+    fn extremes_are_in_range() {
+        let table = Calibration::default();
+        for estimate in [0.0, 1e-9, 1.0, 1.0 + 1e-6] {
+            table.learn(estimate, 9, true);
+            let worth = table.worth(estimate, 0);
+            assert!((0.0..=1.0).contains(&worth));
+        }
+    }
+}
