@@ -14,6 +14,10 @@ __version__: str
 _Integers: TypeAlias = NDArray[np.int32] | NDArray[np.int64] | NDArray[np.uint32] | Iterable[int]
 _Floats: TypeAlias = NDArray[np.float32] | NDArray[np.float64] | Iterable[float]
 _Shape: TypeAlias = Literal["tree", "chain"]
+_Coupling: TypeAlias = Literal[0, 1, 2]
+"""How the target picks its next tokens, as far as known: 0 by noise that is not known; 1 greedily; 2 by Gumbel-max with
+SGLang's noise of a seed, where what follows the text is drawn at a position, and each token drafted below another a
+position later."""
 _KnownIds: TypeAlias = NDArray[np.int32] | NDArray[np.int64]
 _KnownProbabilities: TypeAlias = NDArray[np.float32] | NDArray[np.float64] | NDArray[np.uint8]
 _Followed: TypeAlias = tuple[int, NDArray[np.int32], NDArray[np.float32]]
@@ -38,7 +42,14 @@ class SuffixTree:
         """
 
     def draft(
-        self, context: _Integers, max_tokens: int = 16, min_probability: float = 0.0, shape: _Shape = "tree"
+        self,
+        context: _Integers,
+        max_tokens: int = 16,
+        min_probability: float = 0.0,
+        shape: _Shape = "tree",
+        coupling: _Coupling = 0,
+        seed: int = 0,
+        position: int = 0,
     ) -> Draft:
         """Drafts what may follow `context`, a text that is not in the tree: from its own repetitions and from what
         followed its last tokens in the tree. An empty context, or `max_tokens=0`, gives an empty draft. Arguments and
@@ -101,8 +112,28 @@ class Sequence:
         `max_depth` tokens).
         """
 
-    def draft(self, max_tokens: int = 16, min_probability: float = 0.0, shape: _Shape = "tree") -> Draft:
+    def reject(self, contexts: _KnownIds, ids: _KnownIds, probabilities: _KnownProbabilities) -> None:
+        """Learns what the target's distributions were after drafts that were not kept.
+
+        `contexts` [n, 2] has the last two tokens before each place, the older first; `ids` and `probabilities` [n, k]
+        are as in `append`. It goes to a table of bounded size that all problems of a history share; outside a history
+        it has no effect. ValueError or TypeError if shapes, types or values do not fit.
+        """
+
+    def draft(
+        self,
+        max_tokens: int = 16,
+        min_probability: float = 0.0,
+        shape: _Shape = "tree",
+        coupling: _Coupling = 0,
+        seed: int = 0,
+        position: int = 0,
+    ) -> Draft:
         """Drafts what may come next, from the sequence's own context and output and from the others in the tree.
+
+        `coupling` says how the target will pick: with 2 by the noise of `seed`, for what follows the text at `position`
+        (the number of tokens so far, the context's included, less one). A draft is then what this noise picks from what
+        the target knew in like places, not what is likely at large.
 
         At most `max_tokens` (0 to 1024) nodes, each with a path probability of at least `min_probability`. The shape
         "tree" takes the most probable nodes wherever they branch, "chain" one token after another. Raises ValueError
@@ -165,10 +196,19 @@ class RolloutHistory:
     """
 
     def __new__(
-        cls, window: int = 16, max_bytes: int = 4294967296, max_depth: int = 64, decay: float = 1.0
+        cls,
+        window: int = 16,
+        max_bytes: int = 4294967296,
+        max_depth: int = 64,
+        decay: float = 1.0,
+        soft: bool = True,
+        shared: bool = True,
+        rejected: bool = True,
     ) -> RolloutHistory:
-        """An empty history. ValueError if `window` is below 1, `max_depth` not from 2 to 64, or `decay` not above 0
-        and at most 1."""
+        """An empty history. What its drafts draw on beside counts can be switched off: `soft`, the target's
+        distributions given with tokens; `shared`, what follows one or two tokens over all problems; `rejected`, what
+        `Sequence.reject` was told. ValueError if `window` is below 1, `max_depth` not from 2 to 64, or `decay` not
+        above 0 and at most 1."""
 
     @staticmethod
     def load(
@@ -177,6 +217,9 @@ class RolloutHistory:
         max_bytes: int | None = None,
         max_depth: int | None = None,
         decay: float | None = None,
+        soft: bool | None = None,
+        shared: bool | None = None,
+        rejected: bool | None = None,
     ) -> RolloutHistory:
         """Reads a history written by `save`; options given here replace those saved. Trees are made in the background.
 
@@ -247,6 +290,9 @@ def step(
     shape: _Shape = "tree",
     ids: _KnownIds | None = None,
     probabilities: _KnownProbabilities | None = None,
+    coupling: NDArray[np.uint8] | _Integers | None = None,
+    seeds: _Integers | None = None,
+    positions: _Integers | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]:
     """One engine step for n sequences: appends `tokens[offsets[i]:offsets[i + 1]]` to sequence i, then drafts for it.
 
@@ -254,7 +300,8 @@ def step(
     int32) and path probabilities (float32), each [n, width], and the number of nodes in each row, int32 [n]; cells
     beyond it hold token 0, parent -1 and probability 0. `ids` and `probabilities` are what the target knew of each of
     `tokens`, as in `Sequence.append`. Of prompts longer than 4096 tokens a step takes in a part; until all of it is in,
-    drafts draw on what is. If an argument is invalid or a sequence closed, ValueError or
+    drafts draw on what is. `coupling`, `seeds` and `positions` [n] are as in `Sequence.draft`, 0 where not given; seeds
+    and positions are needed where the coupling is 2. If an argument is invalid or a sequence closed, ValueError or
     TypeError, and nothing is appended.
     """
 

@@ -23,7 +23,7 @@ def add(history: RolloutHistory, problem: int, tokens: list[int]) -> None:
 @settings(deadline=None)
 def test_a_problem_keeps_its_last_visits(window: int, visits: list[list[list[int]]]) -> None:
     """What the history drafts is what a fresh tree over the rollouts inside the window drafts."""
-    history = RolloutHistory(window=window)
+    history = RolloutHistory(shared=False, window=window)
     inside: list[list[list[int]]] = []
     for visit in visits:
         for tokens in visit:
@@ -51,7 +51,7 @@ def test_a_problem_keeps_its_last_visits(window: int, visits: list[list[list[int
 
 
 def test_generations() -> None:
-    history = RolloutHistory(window=1)
+    history = RolloutHistory(shared=False, window=1)
     assert history.generation == 0
     add(history, 1, [1, 2])
     add(history, 1, [1, 2])
@@ -74,7 +74,7 @@ def test_generations() -> None:
     }
     assert (1 in history, 3 in history, len(history)) == (True, False, 2)
     # Versions that pass without a visit take nothing more.
-    history = RolloutHistory(window=2)
+    history = RolloutHistory(shared=False, window=2)
     add(history, 1, [1, 2])
     for _ in range(5):
         history.advance()
@@ -82,7 +82,7 @@ def test_generations() -> None:
 
 
 def test_problems_do_not_mix() -> None:
-    history = RolloutHistory()
+    history = RolloutHistory(shared=False)
     add(history, 1, [1, 2, 3])
     other = history.rollout(2)
     other.append([1, 2])
@@ -93,7 +93,7 @@ def test_problems_do_not_mix() -> None:
 
 
 def test_abandoned_rollouts_keep_their_tokens() -> None:
-    history = RolloutHistory()
+    history = RolloutHistory(shared=False)
     rollout = history.rollout(1)
     rollout.append([1, 2, 3])
     del rollout
@@ -111,11 +111,11 @@ def test_the_byte_budget_drops_the_problem_visited_least_recently() -> None:
     def fill(problem: int) -> None:
         add(history, problem, random.integers(0, 1000, 4000).tolist())
 
-    history = RolloutHistory()
+    history = RolloutHistory(shared=False)
     fill(0)
     size = history.memory_usage()
     budget = 4 * size + size // 2
-    history = RolloutHistory(max_bytes=budget)
+    history = RolloutHistory(shared=False, max_bytes=budget)
     for problem in range(4):
         fill(problem)
     # Problem 0 is visited again, so problems 1 and 2 are next to go.
@@ -128,7 +128,7 @@ def test_the_byte_budget_drops_the_problem_visited_least_recently() -> None:
 
 
 def test_a_problem_with_running_rollouts_stays() -> None:
-    history = RolloutHistory(max_bytes=200_000)
+    history = RolloutHistory(shared=False, max_bytes=200_000)
     running = history.rollout(1)
     running.append(np.random.default_rng(0).integers(0, 10000, 20_000))
     assert history.memory_usage() > 200_000
@@ -143,7 +143,7 @@ def test_a_problem_with_running_rollouts_stays() -> None:
 
 def test_memory_returns_when_visits_expire() -> None:
     random = np.random.default_rng(0)
-    history = RolloutHistory(window=1)
+    history = RolloutHistory(shared=False, window=1)
     for _ in range(4):
         for _ in range(4):
             add(history, 1, random.integers(0, 5000, 5000).tolist())
@@ -155,7 +155,7 @@ def test_memory_returns_when_visits_expire() -> None:
 
 
 def test_a_sequence_outlives_its_history() -> None:
-    history = RolloutHistory()
+    history = RolloutHistory(shared=False)
     rollout = history.rollout(1)
     del history
     gc.collect()
@@ -165,7 +165,7 @@ def test_a_sequence_outlives_its_history() -> None:
 
 
 def test_rollouts_run_on_while_visits_expire() -> None:
-    history = RolloutHistory(window=3)
+    history = RolloutHistory(shared=False, window=3)
     add(history, 1, [1, 2, 3, 4])
     history.advance()
     add(history, 1, [1, 2, 5, 6])
@@ -196,7 +196,7 @@ def test_rollouts_run_on_while_visits_expire() -> None:
 )
 @settings(deadline=None)
 def test_older_visits_weigh_less(decay: float, visits: list[list[tuple[int, float]]]) -> None:
-    history, seen = RolloutHistory(window=20, decay=decay), []
+    history, seen = RolloutHistory(shared=False, window=20, decay=decay), []
     for visit in visits:
         for token, weight in visit:
             rollout = history.rollout(1, weight=weight)
@@ -219,7 +219,7 @@ def test_older_visits_weigh_less(decay: float, visits: list[list[tuple[int, floa
 
 
 def test_a_reward_weighs_from_the_next_rebuild_on() -> None:
-    history = RolloutHistory()
+    history = RolloutHistory(shared=False)
     for token, reward in ((2, 4.0), (3, 0.0), (4, 1.0)):
         rollout = history.rollout(1)
         rollout.append([1, token])
@@ -236,7 +236,7 @@ def test_a_reward_weighs_from_the_next_rebuild_on() -> None:
 
 def test_decayed_text_is_drafted_with_less_probability() -> None:
     def probabilities(decay: float) -> dict[int, float]:
-        history = RolloutHistory(decay=decay)
+        history = RolloutHistory(shared=False, decay=decay)
         add(history, 1, [1, 2])
         history.advance()
         add(history, 1, [1, 3])
@@ -251,7 +251,7 @@ def test_decayed_text_is_drafted_with_less_probability() -> None:
 
 
 def test_a_history_survives_in_a_file(tmp_path: Path) -> None:
-    history = RolloutHistory(window=3, decay=0.5, max_bytes=10_000_000)
+    history = RolloutHistory(shared=False, window=3, decay=0.5, max_bytes=10_000_000)
     random = np.random.default_rng(5)
     for _ in range(4):
         for problem in range(3):

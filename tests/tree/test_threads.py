@@ -113,14 +113,17 @@ def test_drafts_do_not_depend_on_when_trees_are_rebuilt() -> None:
         return drafts
 
     def alone(problem: int) -> list[list[bytes]]:
-        history, drafts = RolloutHistory(window=2, decay=0.5), []
+        history, drafts = RolloutHistory(shared=False, window=2, decay=0.5), []
         for text in texts[problem]:
             drafts.append(visit(history, problem, text))
             history.advance()
             history.maintain()
         return drafts
 
-    together, barrier = RolloutHistory(window=2, decay=0.5), Barrier(THREADS, action=lambda: together.advance())
+    together, barrier = (
+        RolloutHistory(shared=False, window=2, decay=0.5),
+        Barrier(THREADS, action=lambda: together.advance()),
+    )
 
     def one_of_many(problem: int) -> list[list[bytes]]:
         drafts = []

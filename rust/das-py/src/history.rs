@@ -44,7 +44,7 @@ impl RolloutHistory {
 
     #[staticmethod]
     #[pyo3(signature = (
-        path, window=None, max_bytes=None, max_depth=None, decay=None, soft=true, shared=true, rejected=true
+        path, window=None, max_bytes=None, max_depth=None, decay=None, soft=None, shared=None, rejected=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "keywords in Python")]
     fn load(
@@ -54,12 +54,14 @@ impl RolloutHistory {
         max_bytes: Option<i64>,
         max_depth: Option<i64>,
         decay: Option<f64>,
-        soft: bool,
-        shared: bool,
-        rejected: bool,
+        soft: Option<bool>,
+        shared: Option<bool>,
+        rejected: Option<bool>,
     ) -> PyResult<Self> {
         let change = |options: &mut HistoryOptions| {
-            (options.soft, options.shared, options.rejected) = (soft, shared, rejected);
+            options.soft = soft.unwrap_or(options.soft);
+            options.shared = shared.unwrap_or(options.shared);
+            options.rejected = rejected.unwrap_or(options.rejected);
             change_options(options, window, max_bytes, max_depth, decay)
         };
         change(&mut HistoryOptions::default())?;

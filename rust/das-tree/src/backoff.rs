@@ -31,7 +31,9 @@ const UNIT: f32 = 65535.0;
 /// The table, how far its rows, and other distributions, are trusted, and what estimates are worth.
 #[derive(Debug)]
 pub(crate) struct Backoff {
-    buckets: Box<[OnceLock<Box<Bucket>>]>,
+    buckets: OnceLock<Box<[OnceLock<Box<Bucket>>]>>,
+    /// How many there are once there are any.
+    size: usize,
     made: AtomicUsize,
     pub(crate) trust: Trust,
     pub(crate) calibration: Calibration,
@@ -90,7 +92,8 @@ impl Backoff {
             1 << buckets.ilog2()
         };
         Self {
-            buckets: (0..buckets).map(|_| OnceLock::new()).collect(),
+            buckets: OnceLock::new(),
+            size: buckets,
             made: AtomicUsize::new(0),
             trust: Trust::default(),
             calibration: Calibration::default(),
@@ -99,12 +102,20 @@ impl Backoff {
 
     pub(crate) fn memory_usage(&self) -> usize {
         let made = self.made.load(Ordering::Relaxed); // a statistic
-        size_of_val(&*self.buckets) + made * size_of::<Bucket>()
+        let table = self
+            .buckets
+            .get()
+            .map_or(0, |buckets| size_of_val(&**buckets));
+        table + made * size_of::<Bucket>()
     }
 
     /// The mean distribution after a context, into `mixture`; whether there is one.
     pub(crate) fn read(&self, key: Key, mixture: &mut Mixture<ENTRIES>) -> bool {
-        let bucket = self.slot(key).and_then(OnceLock::get);
+        let slot = self
+            .buckets
+            .get()
+            .and_then(|buckets| self.slot(buckets, key));
+        let bucket = slot.and_then(OnceLock::get);
         bucket.is_some_and(|bucket| bucket.0.iter().any(|row| row.read(key, mixture)))
     }
 
@@ -118,7 +129,8 @@ impl Backoff {
     /// All there is, as words: the parts that are trusted, what estimates are worth, then the rows in use.
     pub(crate) fn words(&self) -> Vec<u32> {
         let mut words: Vec<u32> = self.trust.words().chain(self.calibration.words()).collect();
-        let made = self.buckets.iter().filter_map(OnceLock::get);
+        let buckets = self.buckets.get().map_or(&[][..], |buckets| buckets);
+        let made = buckets.iter().filter_map(OnceLock::get);
         for row in made.flat_map(|bucket| &bucket.0) {
             row.write_words(&mut words);
         }
@@ -145,16 +157,24 @@ impl Backoff {
 
     /// The bucket of a context, made if need be.
     fn bucket(&self, key: Key) -> Option<&Bucket> {
-        let slot = self.slot(key)?;
+        if self.buckets.get().is_none() {
+            let _ = self
+                .buckets
+                .set((0..self.size).map(|_| OnceLock::new()).collect()); // or somebody else's
+        }
+        let slot = self.slot(self.buckets.get()?, key)?;
         if slot.get().is_none() && slot.set(Box::default()).is_ok() {
             self.made.fetch_add(1, Ordering::Relaxed); // a statistic
         }
         slot.get().map(|bucket| &**bucket)
     }
 
-    fn slot(&self, key: Key) -> Option<&OnceLock<Box<Bucket>>> {
-        let mask = self.buckets.len().wrapping_sub(1);
-        self.buckets.get((key.0 >> 32) as usize & mask)
+    fn slot<'a>(
+        &self,
+        buckets: &'a [OnceLock<Box<Bucket>>],
+        key: Key,
+    ) -> Option<&'a OnceLock<Box<Bucket>>> {
+        buckets.get((key.0 >> 32) as usize & self.size.wrapping_sub(1))
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! file     magic (8 bytes), version u32, header, problems, lore
 //! header   window u64, max_bytes u64, max_depth u64, decay f64, generation u64, clock u64, expired u64, evicted u64,
-//!          number of problems u64, checksum
+//!          number of problems u64, from version 2 on what drafts draw on u64 (a bit each: soft, shared, rejected), checksum
 //! problem  key u64, visits u64, generation u64, base visit u64, last use u64, number of rollouts u64, rollouts, checksum
 //! rollout  visit u64, weight f64, counted weight f64, apart u8, number of tokens u64, number of entries u64,
 //!          tokens u32 each; if there are entries: sizes u8 for each token, entries u32 each
@@ -183,6 +183,12 @@ fn write(path: &Path, header: &Header, problems: &[SavedProblem], lore: &[u32]) 
     output.number(header.expired_rollouts)?;
     output.number(header.evicted_problems)?;
     output.number(header.problems)?;
+    let drawn_on = [options.soft, options.shared, options.rejected];
+    let bits = drawn_on
+        .iter()
+        .rev()
+        .fold(0, |bits, &on| bits << 1 | u64::from(on));
+    output.number(bits)?;
     output.checksum()?;
     for problem in problems {
         output.number(problem.key)?;
@@ -239,7 +245,7 @@ fn read(input: &mut Input<impl Read>) -> io::Result<(Header, Vec<SavedProblem>, 
         decay: f64::from_bits(input.number()?),
         ..HistoryOptions::default()
     };
-    let header = Header {
+    let mut header = Header {
         options,
         generation: input.number()?,
         clock: input.number()?,
@@ -247,6 +253,12 @@ fn read(input: &mut Input<impl Read>) -> io::Result<(Header, Vec<SavedProblem>, 
         evicted_problems: input.number()?,
         problems: input.number()?,
     };
+    if version > 1 {
+        let bits = input.number()?;
+        let is_on = |bit: u32| bits >> bit & 1 == 1;
+        let options = &mut header.options;
+        (options.soft, options.shared, options.rejected) = (is_on(0), is_on(1), is_on(2));
+    }
     input.checksum("the header")?;
     let mut problems = Vec::new();
     for _ in 0..header.problems {
