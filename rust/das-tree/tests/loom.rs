@@ -322,6 +322,13 @@ fn relief_vs_append() {
     append_side_by_side([&[&[3, 4]], &[&[5], &[6]]]);
 }
 
+/// A thread with two tokens of its own offers to take over, is given the index or not, and goes on appending: it then sees
+/// all that the other wrote to the index, and the other has left it.
+#[test]
+fn relief_vs_append_after_it() {
+    append_side_by_side([&[&[3, 4], &[7]], &[&[5]]]);
+}
+
 /// The end of one sequence is indexed whatever another thread appends meanwhile: its counts are exact afterwards.
 #[test]
 fn close_vs_append() {

@@ -168,9 +168,8 @@ proptest! {
         world.check_counts();
     }
 
-    /// With few followers, of which the tree lists all.
     #[test]
-    fn weighted_drafts((depth, ops) in script(&[2, 3])) {
+    fn weighted_drafts((depth, ops) in script(&[2, 3, 9])) {
         let mut world = World::new(depth);
         for (i, op) in ops.iter().enumerate() {
             world.apply(op);
