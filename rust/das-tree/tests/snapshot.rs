@@ -120,6 +120,68 @@ fn small() -> RolloutHistory {
     )
 }
 
+/// A rollout runs on in a tree that has been replaced since. Saved, it is what it would be had it ended just then.
+#[test]
+fn a_rollout_in_a_replaced_tree_is_saved() {
+    let directory = Directory::new("straggler");
+    let path = directory.join("history");
+    let options = HistoryOptions {
+        window: 3,
+        ..HistoryOptions::default()
+    };
+    let history = RolloutHistory::new(options).unwrap();
+    let straggler = history.rollout(0, &[]).unwrap();
+    let probabilities = [90, 60];
+    let known = KnownRows::new(1, &[5, 6], &probabilities).unwrap();
+    straggler.append_known(&[1, 2], known).unwrap();
+    let other = history.rollout(0, &[]).unwrap();
+    other.append(&[3, 3]).unwrap();
+    // The new weight has the tree made anew.
+    other.close_with_weight(0.5).unwrap();
+    history.advance();
+    assert_eq!(history.tree(0).unwrap().len(), 2, "only the other is in it");
+    straggler.append(&[2, 0]).unwrap();
+    history.save(&path).unwrap();
+
+    let loaded = RolloutHistory::load(&path, |_| ()).unwrap();
+    straggler.close();
+    assert_eq!(without_bytes(&loaded), without_bytes(&history));
+    for history in [&loaded, &history] {
+        history.advance();
+        let tree = history.tree(0).unwrap();
+        assert_eq!((tree.len(), tree.count(&[1, 2, 2, 0]).unwrap()), (6, 1));
+        let after = tree.latest_follower(&[1]).unwrap().unwrap();
+        assert_eq!((after.token, after.distribution.tokens()), (2, &[6][..]));
+    }
+    assert_eq!(drafts(&loaded), drafts(&history));
+}
+
+/// What has run so long that its visit has left the window leaves with the end of the run: it is not saved.
+#[test]
+fn a_rollout_that_has_outlived_the_window_is_not_saved() {
+    let directory = Directory::new("outlived");
+    let path = directory.join("history");
+    let options = HistoryOptions {
+        window: 1,
+        ..HistoryOptions::default()
+    };
+    let history = RolloutHistory::new(options).unwrap();
+    let straggler = history.rollout(0, &[]).unwrap();
+    straggler.append(&[1, 2]).unwrap();
+    for _ in 0..2 {
+        let other = history.rollout(0, &[]).unwrap();
+        other.append(&[3, 3]).unwrap();
+        other.close();
+        history.advance();
+    }
+    drop(history.rollout(0, &[]).unwrap());
+    history.save(&path).unwrap();
+    let loaded = RolloutHistory::load(&path, |_| ()).unwrap();
+    straggler.close();
+    assert_eq!(loaded.stats().rollouts, history.stats().rollouts);
+    assert_eq!(loaded.tree(0).unwrap().count(&[1, 2]).unwrap(), 0);
+}
+
 fn refusal(path: &Path) -> String {
     RolloutHistory::load(path, |_| ()).unwrap_err().to_string()
 }

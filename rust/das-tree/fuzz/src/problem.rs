@@ -141,11 +141,16 @@ impl Problem {
         }
     }
 
-    /// What is left after saving and loading: rollouts that ran in the present tree have ended there.
+    /// What is left after saving and loading: rollouts that ran have ended.
     pub fn reload(&mut self) {
         let tree = Rc::clone(&self.tree);
-        self.rollouts
-            .retain(|rollout| !rollout.running || rollout.is_in(&tree));
+        let running: Vec<u64> = self
+            .rollouts
+            .iter()
+            .filter(|rollout| rollout.running && !rollout.is_in(&tree))
+            .map(|rollout| rollout.serial)
+            .collect();
+        running.iter().for_each(|&serial| self.close(serial, None));
         self.rollouts
             .iter_mut()
             .for_each(|rollout| rollout.running = false);

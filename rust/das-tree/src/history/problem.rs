@@ -11,7 +11,7 @@ use crate::{
     },
     id::SeqId,
     meter::Ledger,
-    sync::Arc,
+    sync::{Arc, Weak},
     tree::{Lore, Tree},
 };
 
@@ -93,15 +93,16 @@ enum Place {
     /// In the problem's tree.
     Here(SeqId),
     /// In the earlier tree of this number, where it runs.
-    Before(u64),
+    Before(u64, SeqId),
     /// By itself: it ended in an earlier tree.
     Apart(Arc<Script>),
 }
 
-/// An earlier tree, and how many rollouts run on in it.
+/// An earlier tree, kept by the rollouts that run on in it, and how many these are.
 #[derive(Debug)]
 struct Retired {
     epoch: u64,
+    tree: Weak<Tree>,
     running: usize,
 }
 
@@ -263,7 +264,7 @@ impl Problem {
         if let Some(weight) = weight {
             rollout.weight = weight;
         }
-        let Place::Before(epoch) = rollout.place else {
+        let Place::Before(epoch, _) = rollout.place else {
             return (0, false);
         };
         self.leave(epoch, tree);
@@ -274,6 +275,15 @@ impl Problem {
         }
         rollout.place = Place::Apart(Arc::new(tree.script(id)));
         (rollout.script_bytes(), false)
+    }
+
+    /// The earlier tree of this number, in which rollouts run.
+    fn earlier(&self, epoch: u64) -> Option<Arc<Tree>> {
+        let mut retired = self.retired.iter();
+        retired
+            .find(|retired| retired.epoch == epoch)?
+            .tree
+            .upgrade()
     }
 
     /// One rollout fewer runs in an earlier tree; after the last one the tree is on its way out.
@@ -312,9 +322,9 @@ impl Problem {
         let (mut sources, mut stragglers) = (Vec::new(), 0);
         for rollout in &mut self.rollouts {
             let text = match &rollout.place {
-                Place::Before(_) => continue,
-                Place::Here(_) if rollout.running => {
-                    rollout.place = Place::Before(self.epoch);
+                Place::Before(..) => continue,
+                &Place::Here(id) if rollout.running => {
+                    rollout.place = Place::Before(self.epoch, id);
                     stragglers += 1;
                     continue;
                 }
@@ -327,8 +337,12 @@ impl Problem {
             sources.push(Source { text, weight });
         }
         if stragglers > 0 {
-            let (epoch, running) = (self.epoch, stragglers);
-            self.retired.push(Retired { epoch, running });
+            let (epoch, tree, running) = (self.epoch, Arc::downgrade(&old), stragglers);
+            self.retired.push(Retired {
+                epoch,
+                tree,
+                running,
+            });
         } else {
             old.meter.set_aside(true);
         }
@@ -372,13 +386,15 @@ impl Problem {
         increment(decay, self.base, visit, 1.0)
     }
 
-    /// The problem as it is to be saved; its tree must be at hand. Rollouts that run are taken as they are, but for those in
-    /// an earlier tree.
-    pub(crate) fn saved(&self, key: u64) -> SavedProblem {
+    /// The problem as it is to be saved; its tree must be at hand. Rollouts that run are taken as if they ended now.
+    pub(crate) fn saved(&self, key: u64, window: usize) -> SavedProblem {
         let saved = |rollout: &Rollout| {
             let (apart, text) = match (&rollout.place, &self.standing) {
                 (Place::Here(id), Standing::Ready(tree)) => {
                     (false, SourceText::Tree(Arc::clone(tree), *id))
+                }
+                (Place::Before(epoch, id), _) if rollout.is_inside(self.visits, window) => {
+                    (true, SourceText::Tree(self.earlier(*epoch)?, *id))
                 }
                 (Place::Apart(script), _) => (true, SourceText::Script(Arc::clone(script))),
                 _ => return None,
@@ -411,7 +427,12 @@ impl Problem {
 impl Rollout {
     /// Whether it is inside the window of a visit, or runs.
     fn stays(&self, visit: u64, window: usize) -> bool {
-        self.running || (self.weight > 0.0 && self.visit.saturating_add(window as u64) > visit)
+        self.running || self.is_inside(visit, window)
+    }
+
+    /// Whether it is inside the window of a visit.
+    fn is_inside(&self, visit: u64, window: usize) -> bool {
+        self.weight > 0.0 && self.visit.saturating_add(window as u64) > visit
     }
 
     /// Whether a rebuild would do something for it.

@@ -86,7 +86,7 @@ impl RolloutHistory {
         let mut problems: Vec<SavedProblem> = inner
             .problems
             .iter()
-            .map(|(&key, problem)| problem.saved(key))
+            .map(|(&key, problem)| problem.saved(key, self.shared.options.window))
             .collect();
         problems.sort_unstable_by_key(|problem| problem.key);
         let header = Header {
