@@ -3,6 +3,7 @@
 //! libFuzzer finds. With `DAS_FUZZ_TRACE` set, the calls are printed: to understand a script that fails.
 #![forbid(unsafe_code)]
 
+mod model;
 #[expect(dead_code, reason = "shared with the tests, which use all of it")]
 #[path = "../../tests/oracle/mod.rs"]
 mod oracle;

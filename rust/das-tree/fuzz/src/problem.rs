@@ -4,13 +4,16 @@ use std::{cell::RefCell, rc::Rc};
 
 use das_tree::HistoryOptions;
 
-use crate::{oracle::Oracle, world::shared};
+use crate::{
+    model::{Model, Row},
+    world::shared,
+};
 
 /// What an occurrence of weight 1 counts in the visit a tree is made for, and what it may count at most.
 const BASE: u64 = 1 << 24;
 const LIMIT: u64 = 1 << 28;
 
-pub type Tree = Rc<RefCell<Oracle>>;
+pub type Tree = Rc<RefCell<Model>>;
 
 #[derive(Clone)]
 struct Rollout {
@@ -20,18 +23,21 @@ struct Rollout {
     weight: f64,
     counted: f64,
     running: bool,
-    /// The tree its text is in, and which one it is there; or its tokens, if it ended in a tree that is gone.
+    /// The tree its text is in, and which one it is there; or its tokens and what is kept beside them, if it ended in a tree that
+    /// is gone.
     place: Place,
 }
 
 #[derive(Clone)]
 enum Place {
     In(Tree, usize),
-    Apart(Vec<u32>),
+    Apart(Vec<u32>, Vec<Row>),
 }
 
 pub struct Problem {
     options: HistoryOptions,
+    /// Whether distributions come with tokens.
+    knows: bool,
     pub tree: Tree,
     rollouts: Vec<Rollout>,
     visit: u64,
@@ -41,10 +47,11 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub fn new(options: HistoryOptions) -> Self {
-        let tree = empty_tree(&options);
+    pub fn new(options: HistoryOptions, knows: bool) -> Self {
+        let tree = shared(Model::new(options.max_depth, BASE, knows));
         Self {
             options,
+            knows,
             tree,
             rollouts: Vec::new(),
             visit: 0,
@@ -80,8 +87,7 @@ impl Problem {
             self.tree.borrow_mut().unit = self.counts(self.visit, 1.0);
         }
         let counts = self.counts(self.visit, weight);
-        let text = self.tree.borrow().texts.len();
-        self.tree.borrow_mut().open_weighted(prompt, counts);
+        let text = self.tree.borrow_mut().open(prompt, counts);
         self.rollouts.push(Rollout {
             serial,
             visit: self.visit,
@@ -108,7 +114,8 @@ impl Problem {
         rollout.weight = weight.unwrap_or(rollout.weight);
         let (stays, apart) = (rollout.stays(visit, window), !rollout.is_in(&self.tree));
         if apart {
-            rollout.place = Place::Apart(rollout.tokens());
+            let (tokens, rows) = rollout.script();
+            rollout.place = Place::Apart(tokens, rows);
             if !stays {
                 self.rollouts.remove(at);
             }
@@ -127,8 +134,7 @@ impl Problem {
         }
         self.rollouts.retain(|rollout| rollout.stays(next, window));
         self.base = next;
-        let tree = empty_tree(&self.options);
-        tree.borrow_mut().unit = self.counts(self.visit, 1.0);
+        let tree = self.empty_tree();
         for at in 0..self.rollouts.len() {
             if !self.rollouts[at].running {
                 self.rollouts[at].counted = self.rollouts[at].weight;
@@ -137,7 +143,7 @@ impl Problem {
         }
         self.tree = tree;
         if self.rollouts.is_empty() {
-            *self = Self::new(self.options);
+            *self = Self::new(self.options, self.knows);
         }
     }
 
@@ -154,29 +160,33 @@ impl Problem {
         self.rollouts
             .iter_mut()
             .for_each(|rollout| rollout.running = false);
-        let fresh = empty_tree(&self.options);
+        let fresh = self.empty_tree();
         for at in 0..self.rollouts.len() {
             if self.rollouts[at].is_in(&tree) {
                 self.put_in(&fresh, at);
             }
         }
-        fresh.borrow_mut().unit = self.counts(self.visit, 1.0);
         self.tree = fresh;
         if self.rollouts.is_empty() {
-            *self = Self::new(self.options);
+            *self = Self::new(self.options, self.knows);
         }
     }
 
     /// Puts a rollout into another tree, closed.
     fn put_in(&mut self, tree: &Tree, at: usize) {
         let counts = self.counts(self.rollouts[at].visit, self.rollouts[at].counted);
-        let tokens = self.rollouts[at].tokens();
-        let mut oracle = tree.borrow_mut();
-        let text = oracle.texts.len();
-        oracle.open_weighted(&[], counts);
-        oracle.append(text, &tokens);
-        oracle.close(text);
+        let (tokens, rows) = self.rollouts[at].script();
+        let mut model = tree.borrow_mut();
+        let text = model.open(&[], counts);
+        model.append_kept(text, &tokens, &rows);
+        model.close(text);
         self.rollouts[at].place = Place::In(Rc::clone(tree), text);
+    }
+
+    /// A tree for what stays.
+    fn empty_tree(&self) -> Tree {
+        let unit = self.counts(self.visit, 1.0);
+        shared(Model::new(self.options.max_depth, unit, self.knows))
     }
 
     /// What an occurrence in a rollout of a visit counts: `decay` times as much with every visit before the tree's own, and
@@ -202,20 +212,10 @@ impl Rollout {
         matches!(&self.place, Place::In(own, _) if Rc::ptr_eq(own, tree))
     }
 
-    fn tokens(&self) -> Vec<u32> {
+    fn script(&self) -> (Vec<u32>, Vec<Row>) {
         match &self.place {
-            Place::Apart(tokens) => tokens.clone(),
-            Place::In(tree, text) => {
-                let text = &tree.borrow().texts[*text];
-                let end = text.symbols.len() - usize::from(text.closed);
-                text.symbols[1..end].to_vec()
-            }
+            Place::Apart(tokens, rows) => (tokens.clone(), rows.clone()),
+            Place::In(tree, text) => tree.borrow().script(*text),
         }
     }
-}
-
-fn empty_tree(options: &HistoryOptions) -> Tree {
-    let mut oracle = Oracle::new(options.max_depth);
-    oracle.unit = BASE;
-    shared(oracle)
 }

@@ -2,7 +2,7 @@
 
 use das_tree::{HistoryOptions, Shape};
 
-use crate::world::{Settings, Wanted, World};
+use crate::world::{Part, Settings, Wanted, World};
 
 /// What a call was, for the statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,11 +23,15 @@ pub enum Kind {
     Reload,
     /// The whole structure checked.
     Integrity,
+    /// A row of a batch step: an append and a draft.
+    Step,
+    /// What followed most recently, and what was known there.
+    Latest,
 }
 
 /// Calls made, by kind.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tally([u64; 8]);
+pub struct Tally([u64; 10]);
 
 impl Tally {
     pub(crate) fn note(&mut self, kind: Kind) {
@@ -89,7 +93,8 @@ fn open_world(reader: &mut Reader) -> Option<World> {
     let alphabet = [2, 3, 4, 5, 12, 50][reader.below(6)?];
     let max_depth = [2, 3, 4, 8, 16, 64][reader.below(6)?];
     let (most_running, window) = (1 + reader.below(6)?, 1 + reader.below(3)?);
-    let decay = [1.0, 1.0, 0.5, 0.7][reader.below(4)?];
+    let kind = reader.byte()?;
+    let (decay, knows) = ([1.0, 1.0, 0.5, 0.7][kind % 4], kind / 4 % 2 == 1);
     let options = HistoryOptions {
         window,
         max_depth,
@@ -100,6 +105,7 @@ fn open_world(reader: &mut Reader) -> Option<World> {
     Some(World::new(Settings {
         alphabet,
         most_running,
+        knows,
         options,
     }))
 }
@@ -108,9 +114,14 @@ fn open_world(reader: &mut Reader) -> Option<World> {
 fn step(reader: &mut Reader, world: &mut World, tally: &mut Tally) -> Option<()> {
     let alphabet = world.settings.alphabet;
     let what = reader.byte()?;
-    if what == 255 {
-        world.reload(tally);
-        return Some(());
+    match what {
+        255 => {
+            world.reload(tally);
+            return Some(());
+        }
+        247.. => return batch(reader, world, tally),
+        239.. => return latest(reader, world, tally),
+        _ => {}
     }
     match what % 18 {
         0..=4 => {
@@ -139,6 +150,36 @@ fn step(reader: &mut Reader, world: &mut World, tally: &mut Tally) -> Option<()>
         }
         16 => world.close(reader.byte()?, weight(reader)?, tally),
         _ => world.advance(tally),
+    }
+    Some(())
+}
+
+/// A batch step. One in eight is so wide that it is spread over threads, if it has rows of both problems.
+fn batch(reader: &mut Reader, world: &mut World, tally: &mut Tally) -> Option<()> {
+    let (rows, wide) = (1 + reader.below(6)?, reader.below(8)? == 0);
+    let mut parts = Vec::new();
+    for _ in 0..rows {
+        let (which, length) = (reader.byte()?, reader.below(4)?);
+        let tokens = reader.tokens(length, world.settings.alphabet)?;
+        let mut wanted = wanted(reader)?;
+        wanted.nodes += if wide { 90 } else { 0 };
+        parts.push(Part {
+            which,
+            tokens,
+            wanted,
+        });
+    }
+    world.step(&parts, if wide { 96 } else { 8 }, tally);
+    Some(())
+}
+
+fn latest(reader: &mut Reader, world: &mut World, tally: &mut Tally) -> Option<()> {
+    let longest = world.settings.options.max_depth.min(12);
+    let (place, length) = (reader.byte()?, 1 + reader.below(longest)?);
+    if place % 2 == 0 {
+        world.latest(place / 2, length, tally);
+    } else {
+        world.latest_follower(place / 2, reader.byte()?, reader.byte()?, length, tally);
     }
     Some(())
 }

@@ -2,9 +2,13 @@
 
 use std::{cell::RefCell, path::PathBuf, rc::Rc};
 
-use das_tree::{DraftOptions, HistoryOptions, RolloutHistory, Sequence, Shape};
+use das_tree::{
+    Draft, DraftOptions, HistoryOptions, RolloutHistory, Sequence, Shape, StepDrafts, StepRequest,
+    step,
+};
 
 use crate::{
+    model::Given,
     oracle::{START, assert_same},
     problem::{Problem, Tree},
     script::{Kind, Tally},
@@ -16,7 +20,16 @@ const PROBLEMS: usize = 2;
 pub struct Settings {
     pub alphabet: usize,
     pub most_running: usize,
+    /// Whether distributions come with tokens.
+    pub knows: bool,
     pub options: HistoryOptions,
+}
+
+/// A request's part of a step: which rollout, what it appends, and what is wanted.
+pub struct Part {
+    pub which: usize,
+    pub tokens: Vec<u32>,
+    pub wanted: Wanted,
 }
 
 /// What is wanted of a draft.
@@ -42,20 +55,23 @@ pub struct World {
     history: RolloutHistory,
     generation: u64,
     serial: u64,
+    /// Tokens appended so far: they number the distributions.
+    appended: u32,
     problems: [Problem; PROBLEMS],
     running: Vec<Running>,
 }
 
 impl World {
     pub fn new(settings: Settings) -> Self {
-        let options = settings.options;
+        let (options, knows) = (settings.options, settings.knows);
         Self {
             talks: std::env::var_os("DAS_FUZZ_TRACE").is_some(),
             settings,
             history: RolloutHistory::new(options).unwrap(),
             generation: 0,
             serial: 0,
-            problems: std::array::from_fn(|_| Problem::new(options)),
+            appended: 0,
+            problems: std::array::from_fn(|_| Problem::new(options, knows)),
             running: Vec::new(),
         }
     }
@@ -109,11 +125,96 @@ impl World {
 
     fn append_at(&mut self, which: usize, tokens: &[u32], tally: &mut Tally) {
         tally.note(Kind::Append);
+        let given = self.given(tokens);
         let running = &self.running[which];
         self.say(|| format!("{}: append {tokens:?}", running.serial));
-        running.rollout.append(tokens).unwrap();
-        running.tree.borrow_mut().append(running.text, tokens);
+        running.rollout.append_known(tokens, given.rows()).unwrap();
+        let mut model = running.tree.borrow_mut();
+        model.append(running.text, tokens, &given);
+        drop(model);
         self.check_match(which);
+    }
+
+    /// Distributions for tokens that are about to be appended.
+    fn given(&mut self, tokens: &[u32]) -> Given {
+        self.appended += tokens.len() as u32;
+        let tokens = if self.settings.knows { tokens } else { &[] };
+        Given::new(tokens, self.appended)
+    }
+
+    /// Appends to and drafts from several rollouts in one call, perhaps more than once from the same.
+    pub fn step(&mut self, parts: &[Part], width: usize, tally: &mut Tally) {
+        let which: Vec<usize> = parts
+            .iter()
+            .map(|part| self.pick(part.which, tally))
+            .collect();
+        let given: Vec<Given> = parts.iter().map(|part| self.given(&part.tokens)).collect();
+        let mut requests = Vec::new();
+        let mut expected = Vec::new();
+        for ((part, &which), given) in parts.iter().zip(&which).zip(&given) {
+            tally.note(Kind::Step);
+            let running = &self.running[which];
+            self.say(|| format!("{}: step, append {:?}", running.serial, part.tokens));
+            let mut model = running.tree.borrow_mut();
+            model.append(running.text, &part.tokens, given);
+            let Wanted { nodes, floor, .. } = part.wanted;
+            let nodes = nodes.min(width);
+            expected.push(model.draft(running.text, nodes, floor, part.wanted.is_chain()));
+            requests.push(StepRequest {
+                sequence: &running.rollout,
+                accepted: &part.tokens,
+                known: given.rows(),
+                options: part.wanted.options(),
+            });
+        }
+        let drafts = step(&requests, width).unwrap();
+        for (row, expected) in expected.iter().enumerate() {
+            assert_same(&draft_of(&drafts, row, width), expected);
+        }
+        which.iter().for_each(|&which| self.check_match(which));
+    }
+
+    /// What followed the last tokens of a rollout most recently, in its own text and in others.
+    pub fn latest(&mut self, which: usize, length: usize, tally: &mut Tally) {
+        let which = self.pick(which, tally);
+        tally.note(Kind::Latest);
+        let running = &self.running[which];
+        self.say(|| format!("{}: latest {length}", running.serial));
+        let latest = running.rollout.latest(length).unwrap();
+        let model = running.tree.borrow();
+        model.check_latest_own(running.text, length, latest.own);
+        let output = &model.texts[running.text].symbols[1..];
+        if length > output.len().min(model.max_depth) {
+            assert_eq!(latest.history, None, "there is no such context");
+        } else {
+            let context = &output[output.len() - length..];
+            model.check_latest(context, Some(running.text), latest.history);
+        }
+    }
+
+    /// What followed a string most recently that begins at some place of some text.
+    pub fn latest_follower(
+        &mut self,
+        problem: usize,
+        text: usize,
+        start: usize,
+        length: usize,
+        tally: &mut Tally,
+    ) {
+        let key = problem % PROBLEMS;
+        let Some(tree) = self.history.tree(key as u64) else {
+            return;
+        };
+        let model = self.problems[key].tree.borrow();
+        let Some(text) = model.texts.get(text % model.texts.len().max(1)) else {
+            return;
+        };
+        tally.note(Kind::Latest);
+        let tokens = text.symbols.iter().cycle().skip(start % text.symbols.len());
+        let string: Vec<u32> = tokens.map(|&token| token % START).take(length).collect();
+        self.say(|| format!("problem {key}: latest follower of {string:?}"));
+        let found = tree.latest_follower(&string).unwrap();
+        model.check_latest(&string, None, found);
     }
 
     pub fn append_to_all(&mut self, token: u32, tally: &mut Tally) {
@@ -279,6 +380,34 @@ impl Wanted {
 
     fn is_chain(&self) -> bool {
         self.shape == Shape::Chain
+    }
+}
+
+/// A row of a batch as a draft. The cells it does not use must be empty.
+fn draft_of(drafts: &StepDrafts, row: usize, width: usize) -> Draft {
+    let size = drafts.sizes[row] as usize;
+    let (used, unused) = (
+        row * width..row * width + size,
+        row * width + size..(row + 1) * width,
+    );
+    let is_empty = |cell: usize| {
+        (
+            drafts.tokens[cell],
+            drafts.parents[cell],
+            drafts.probabilities[cell],
+        ) == (0, -1, 0.0)
+    };
+    assert!(
+        unused.into_iter().all(is_empty),
+        "unused cells of row {row}"
+    );
+    Draft {
+        tokens: drafts.tokens[used.clone()]
+            .iter()
+            .map(|&token| token as u32)
+            .collect(),
+        parents: drafts.parents[used.clone()].to_vec(),
+        probabilities: drafts.probabilities[used].to_vec(),
     }
 }
 

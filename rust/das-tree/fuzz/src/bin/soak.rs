@@ -173,6 +173,8 @@ fn report(run: &Run, settings: &Settings, seconds: f64) -> String {
         ("advance", Kind::Advance),
         ("reload", Kind::Reload),
         ("integrity", Kind::Integrity),
+        ("step", Kind::Step),
+        ("latest", Kind::Latest),
     ];
     let kinds: Vec<String> = kinds
         .iter()
