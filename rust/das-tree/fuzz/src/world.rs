@@ -133,6 +133,27 @@ impl World {
         model.append(running.text, tokens, &given);
         drop(model);
         self.check_match(which);
+        self.check_what_followed(which);
+    }
+
+    /// What has followed the contexts just before the end of a text most recently, as far as its present tree knows.
+    fn check_what_followed(&self, which: usize) {
+        let running = &self.running[which];
+        let present = &self.problems[running.problem].tree;
+        if !self.settings.knows || !Rc::ptr_eq(present, &running.tree) {
+            return;
+        }
+        let tree = self.history.tree(running.problem as u64).unwrap();
+        let model = running.tree.borrow();
+        let output = &model.texts[running.text].symbols[1..];
+        for length in [1, 2, 3, 5] {
+            let end = output.len().saturating_sub(1);
+            if length <= end.min(model.max_depth) {
+                let context = &output[end - length..end];
+                let found = tree.latest_follower(context).unwrap();
+                model.check_latest(context, None, found);
+            }
+        }
     }
 
     /// Distributions for tokens that are about to be appended.
