@@ -72,6 +72,12 @@ WEAKENINGS = (
         "        tokens.chunks(1).try_for_each(|token| self.handle.lock().append(token, known, TAKEN_IN))",
     ),
     Weakening(
+        "a tree is made anew by two threads at once",
+        "sync.rs",
+        "        let _one_at_a_time = lock(&self.making);\n        if self.value",
+        "        let _ = lock(&self.making);\n        if self.value",
+    ),
+    Weakening(
         "work is announced before it is queued",
         "index.rs",
         "        if !record.queued.swap(true, Ordering::AcqRel) {\n"

@@ -14,7 +14,7 @@ use crate::{
     id::SeqId,
     meter::Ledger,
     sequence::Sequence,
-    sync::{Arc, Mutex, Weak, lock},
+    sync::{Arc, Mutex, Weak, Worker, lock},
     tree::Tree,
 };
 use inner::{Inner, Shared};
@@ -211,10 +211,8 @@ impl RolloutHistory {
     /// call it; between two policy versions, when there is time, it spares the next rollouts a wait.
     pub fn maintain(&self) {
         let workers = std::mem::take(&mut lock(&self.shared.inner).workers);
-        for worker in workers {
-            // A worker that panicked has left its work to whoever needs it.
-            let _ = worker.join();
-        }
+        // A worker that panicked has left its work to whoever needs it.
+        workers.into_iter().for_each(Worker::join);
         let due: Vec<u64> = lock(&self.shared.inner).due.iter().copied().collect();
         for problem in due {
             drop(self.shared.settled(problem));

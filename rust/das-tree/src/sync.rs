@@ -3,9 +3,13 @@
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
-    Arc, Mutex, MutexGuard, Weak,
+    Arc, Weak,
     atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
 };
+#[cfg(not(any(loom, tsan)))]
+pub(crate) use std::sync::{Mutex, MutexGuard};
+#[cfg(not(loom))]
+use std::thread;
 #[cfg(not(loom))]
 pub(crate) use std::{hint::spin_loop, thread_local};
 
@@ -14,9 +18,10 @@ pub(crate) use modelled::OnceLock;
 #[cfg(not(any(loom, tsan)))]
 pub(crate) use std::sync::OnceLock;
 
-/// A value made by whoever first needs it, while others that do wait. Trees have none, so it is not modelled.
-pub(crate) type Deferred<T> = std::sync::OnceLock<T>;
-
+#[cfg(loom)]
+use loom::thread;
+#[cfg(tsan)]
+pub(crate) use seen::{Mutex, MutexGuard};
 #[cfg(loom)]
 pub(crate) use {
     loom::sync::{
@@ -47,6 +52,60 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A value made by whoever first needs it, while others that do wait.
+#[derive(Debug)]
+pub(crate) struct Deferred<T> {
+    making: Mutex<()>,
+    value: OnceLock<T>,
+}
+
+impl<T> Deferred<T> {
+    pub(crate) fn new() -> Self {
+        let (making, value) = (Mutex::new(()), OnceLock::new());
+        Self { making, value }
+    }
+
+    pub(crate) fn get(&self) -> Option<&T> {
+        self.value.get()
+    }
+
+    /// Makes the value unless it is there; then it is.
+    pub(crate) fn make(&self, make: impl FnOnce() -> T) {
+        let _one_at_a_time = lock(&self.making);
+        if self.value.get().is_none() {
+            let _ = self.value.set(make()); // nobody else does
+        }
+    }
+}
+
+/// A thread that works in the background.
+#[derive(Debug)]
+pub(crate) struct Worker(thread::JoinHandle<()>);
+
+impl Worker {
+    /// Starts one, if there may be another thread.
+    pub(crate) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Option<Self> {
+        let builder = thread::Builder::new().name(name.into());
+        builder.spawn(work).ok().map(Self)
+    }
+
+    #[cfg(not(loom))]
+    pub(crate) fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// A model cannot tell.
+    #[cfg(loom)]
+    pub(crate) fn is_finished(&self) -> bool {
+        false
+    }
+
+    /// Waits for its end, which may be a panic.
+    pub(crate) fn join(self) {
+        let _ = self.0.join();
+    }
 }
 
 #[cfg(any(loom, tsan))]
@@ -86,6 +145,66 @@ mod modelled {
                 super::spin_loop();
             }
             outcome
+        }
+    }
+}
+
+#[cfg(tsan)]
+mod seen {
+    use std::{
+        ops::{Deref, DerefMut},
+        sync::{
+            LockResult, PoisonError,
+            atomic::{AtomicBool, Ordering},
+        },
+    };
+
+    /// `std::sync::Mutex` as ThreadSanitizer must see it: who locks it reads, with Acquire, what the last one wrote with Release
+    /// before unlocking.
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T> {
+        mutex: std::sync::Mutex<T>,
+        handed_on: AtomicBool,
+    }
+
+    pub(crate) struct MutexGuard<'a, T> {
+        guard: std::sync::MutexGuard<'a, T>,
+        handed_on: &'a AtomicBool,
+    }
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self {
+                mutex: std::sync::Mutex::new(value),
+                handed_on: AtomicBool::new(false),
+            }
+        }
+
+        pub(crate) fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
+            let guard = self.mutex.lock().unwrap_or_else(PoisonError::into_inner);
+            let handed_on = &self.handed_on;
+            handed_on.load(Ordering::Acquire);
+            Ok(MutexGuard { guard, handed_on })
+        }
+    }
+
+    impl<T> Drop for MutexGuard<'_, T> {
+        fn drop(&mut self) {
+            self.handed_on.store(true, Ordering::Release);
+        }
+    }
+
+    impl<T> Deref for MutexGuard<'_, T> {
+        type Target = T;
+
+        fn deref(&self) -> &T {
+            &self.guard
+        }
+    }
+
+    impl<T> DerefMut for MutexGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            &mut self.guard
         }
     }
 }

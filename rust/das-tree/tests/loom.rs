@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use das_tree::{DraftOptions, Sequence, Tree};
+use das_tree::{DraftOptions, HistoryOptions, RolloutHistory, Sequence, Tree};
 
 const PREEMPTIONS: usize = 3;
 
@@ -376,5 +376,40 @@ fn two_openers() {
         tree.check_integrity().unwrap();
         assert_eq!(tree.sequences(), 2);
         drop((first, second));
+    });
+}
+
+/// A problem's tree is made anew while a rollout runs on in the old one, whoever holds the old one reads it, and the next rollout
+/// waits for the new one: it finds all of it, and nothing is lost of the old.
+#[test]
+fn rebuild_vs_append_and_read() {
+    bounded_model(2, || {
+        let options = HistoryOptions {
+            max_depth: 4,
+            ..HistoryOptions::default()
+        };
+        let history = RolloutHistory::new(options).unwrap();
+        let ended = history.rollout(1, &[]).unwrap();
+        ended.append(&[3]).unwrap();
+        let running = history.rollout(1, &[]).unwrap();
+        // With another weight it has to be put into a new tree.
+        ended.close_with_weight(2.0).unwrap();
+        let old = history.tree(1).unwrap();
+        history.advance();
+        let appender = loom::thread::spawn(move || {
+            running.append(&[4]).unwrap();
+            running
+        });
+        let fresh = history.rollout(1, &[]).unwrap();
+        let new = history.tree(1).unwrap();
+        assert!(!Arc::ptr_eq(&old, &new));
+        assert_eq!((count(&new, &[3]), count(&new, &[4])), (2, 0));
+        assert_eq!(count(&old, &[3]), 1);
+        let draft = fresh.draft(&DraftOptions::default()).unwrap();
+        assert_eq!(draft.tokens, [3]);
+        drop(appender.join().unwrap());
+        assert_eq!(count(&old, &[4]), 1);
+        history.maintain();
+        drop(fresh);
     });
 }

@@ -1,9 +1,6 @@
 //! What a history consists of, behind its lock, and every change of it.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    thread::JoinHandle,
-};
+use std::collections::{BTreeSet, HashMap};
 
 use crate::{
     backoff::Backoff,
@@ -16,7 +13,7 @@ use crate::{
     id::SeqId,
     meter::Ledger,
     sequence::Sequence,
-    sync::{Arc, Mutex, MutexGuard, Weak, lock},
+    sync::{Arc, Mutex, MutexGuard, Weak, Worker, lock},
     tree::{Lore, Tree},
 };
 
@@ -48,7 +45,7 @@ pub(crate) struct Inner {
     /// Bytes of the problems' lists, and of texts kept apart.
     pub(crate) directory: usize,
     pub(crate) scripts: usize,
-    pub(crate) workers: Vec<JoinHandle<()>>,
+    pub(crate) workers: Vec<Worker>,
     pub(crate) expired_rollouts: u64,
     pub(crate) evicted_problems: u64,
 }
@@ -270,8 +267,7 @@ impl Inner {
         };
         self.workers.retain(|worker| !worker.is_finished());
         // Without a thread, trees are made when they are needed.
-        let builder = std::thread::Builder::new().name("das-history".into());
-        self.workers.extend(builder.spawn(work).ok());
+        self.workers.extend(Worker::start("das-history", work));
     }
 
     /// Bytes beside the trees.

@@ -85,7 +85,7 @@ impl Rebuild {
 
     /// The tree, made now if nobody has, waited for if somebody is at it.
     pub(crate) fn finish(&self) {
-        self.tree.get_or_init(|| self.build());
+        self.tree.make(|| self.build());
     }
 
     fn build(&self) -> Arc<Tree> {
