@@ -6,6 +6,7 @@
 #
 # The second needs a C++ compiler. libFuzzer comes with the crate `libfuzzer-sys`; the compiler flags are those it is
 # documented to need, which the stable compiler takes with RUSTC_BOOTSTRAP=1. What it finds goes to target/fuzz/corpus.
+# Leaks are not looked for after each script: the threads that help with a batch live on, and own a little.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 crate=rust/das-tree/fuzz
@@ -20,7 +21,7 @@ if [ "${1:-}" = guided ]; then
 -Ccodegen-units=1 -Zsanitizer=address -Cunsafe-allow-abi-mismatch=sanitizer --cfg fuzzing" \
         cargo build --quiet --release --target "$host" --manifest-path $crate/Cargo.toml --features guided --bin differential
     mkdir -p target/fuzz/corpus
-    exec "target/fuzz/$host/release/differential" -max_len=1024 -artifact_prefix=target/fuzz/ "$@" \
+    exec "target/fuzz/$host/release/differential" -max_len=1024 -detect_leaks=0 -artifact_prefix=target/fuzz/ "$@" \
         target/fuzz/corpus $crate/corpus/differential
 fi
 cargo build --quiet --release --manifest-path $crate/Cargo.toml --bin soak
