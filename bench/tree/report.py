@@ -24,9 +24,12 @@ _COLUMNS = {
         ("expire_ms", "expiry ms", "{:.1f}"),
         ("returned_bytes_per_token", "bytes back/token", "{:.0f}"),
         ("alone_us_p99", "p99 us before", "{:.1f}"),
-        ("draft_us_p50", "draft us p50", "{:.1f}"),
         ("draft_us_p99", "draft us p99", "{:.1f}"),
+        ("alone_us_max", "max us before", "{:.0f}"),
         ("draft_us_max", "draft us max", "{:.0f}"),
+        ("alone_kept_us_max", "kept us before", "{:.0f}"),
+        ("draft_kept_us_max", "kept draft us max", "{:.0f}"),
+        ("append_kept_us_max", "kept append max", "{:.0f}"),
     ),
     "snapshot": (
         ("save_ms", "save ms", "{:.0f}"),

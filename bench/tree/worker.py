@@ -146,8 +146,9 @@ def main() -> None:
     """Runs the case in the first file and writes its figures to the second."""
     case = json.loads(Path(sys.argv[1]).read_text())
     traces = Path(case["traces"]) if case["traces"] else None
-    workload = data.make(case["data"], case["tokens"], traces)
-    if case["case"] == "expiry":
+    leaves = case["case"] == "expiry"  # as many tokens as leave stay
+    workload = data.make(case["data"], case["tokens"] * (1 + leaves), traces)
+    if leaves:
         from . import expiry
 
         figures = expiry.measure(case["structure"], workload)

@@ -383,7 +383,7 @@ fn two_openers() {
 /// waits for the new one: it finds all of it, and nothing is lost of the old.
 #[test]
 fn rebuild_vs_append_and_read() {
-    bounded_model(2, || {
+    model(|| {
         let options = HistoryOptions {
             max_depth: 4,
             ..HistoryOptions::default()
