@@ -116,6 +116,7 @@ mod modelled {
     /// value is there once a flag, set with Release, is read with Acquire.
     #[derive(Debug)]
     pub(crate) struct OnceLock<T> {
+        claimed: AtomicBool,
         ready: AtomicBool,
         cell: std::sync::OnceLock<T>,
     }
@@ -123,6 +124,7 @@ mod modelled {
     impl<T> OnceLock<T> {
         pub(crate) fn new() -> Self {
             Self {
+                claimed: AtomicBool::new(false),
                 ready: AtomicBool::new(false),
                 cell: std::sync::OnceLock::new(),
             }
@@ -137,13 +139,15 @@ mod modelled {
         }
 
         pub(crate) fn set(&self, value: T) -> Result<(), T> {
+            // Relaxed: says only who is first, and that threads race here.
+            if self.claimed.swap(true, Ordering::Relaxed) {
+                while !self.ready.load(Ordering::Acquire) {
+                    super::spin_loop();
+                }
+                return Err(value);
+            }
             let outcome = self.cell.set(value);
-            if outcome.is_ok() || cfg!(loom) {
-                self.ready.store(true, Ordering::Release);
-            }
-            while !self.ready.load(Ordering::Acquire) {
-                super::spin_loop();
-            }
+            self.ready.store(true, Ordering::Release);
             outcome
         }
     }
