@@ -23,6 +23,7 @@ pub(crate) enum Kind {
     Recent,
     /// The latest occurrence of a context in the request's prompt.
     Prompt,
+    /// As `Own` and `History`, where the token drawn was nearly certain.
     OwnSure,
     HistorySure,
 }
@@ -256,7 +257,7 @@ mod tests {
         ];
         let mut cells: Vec<u8> = kinds
             .iter()
-            .flat_map(|&kind| [1, 2, 3, 5].map(|n| (kind, n)))
+            .flat_map(|&kind| [1, 2, 3, 5, 9, 17].map(|n| (kind, n)))
             .flat_map(|(kind, n)| [1, 2, 3, 5].map(|count| Cell::new(kind, n, count).0))
             .collect();
         cells.sort_unstable();
