@@ -165,7 +165,8 @@ def run_models(preemptions: int, skip: list[str]) -> list[str]:
         "CARGO_PROFILE_RELEASE_LTO": "off",
         "LOOM_MAX_PREEMPTIONS": str(preemptions),
     }
-    command = ["cargo", "test", "--quiet", "-p", "das-tree", "--release", "--no-fail-fast", "--lib", "--test", "loom", "--"]
+    command = ["cargo", "test", "--quiet", "-p", "das-tree", "--release", "--no-fail-fast"]
+    command += ["--lib", "--test", "loom", "--"]
     command += [word for model in skip for word in ("--skip", model)]
     try:
         outcome = subprocess.run(

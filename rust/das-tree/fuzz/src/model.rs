@@ -26,7 +26,7 @@ impl Given {
     /// For each of the tokens a row of the drawn token and others that occur nowhere else; nothing at all for one number in
     /// four.
     pub fn new(tokens: &[u32], number: u32) -> Self {
-        let width = if scatter(number) % 4 == 0 { 0 } else { WIDTH };
+        let width = if scatter(number) % 4 < 1 { 0 } else { WIDTH };
         let (mut ids, mut probabilities) = (Vec::new(), Vec::new());
         for (at, &token) in tokens.iter().enumerate().filter(|_| width > 0) {
             let number = number + at as u32;

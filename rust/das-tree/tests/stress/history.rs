@@ -2,7 +2,7 @@
 //! are written. Nothing is ever counted that was not said, and when all is done every rollout weighs what it should.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
@@ -145,7 +145,7 @@ impl Stage {
     }
 
     /// Saves and loads what was saved.
-    fn save(&self, file: &PathBuf, seed: u64) {
+    fn save(&self, file: &Path, seed: u64) {
         let mut random = Random(seed);
         while !self.is_over() {
             self.history.save(file).unwrap();
