@@ -313,6 +313,10 @@ def step(
 _Contenders: TypeAlias = tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.float32]]
 """Offsets [rows + 1], and for each contender: what its noise is keyed by, its token, its probability."""
 
+_Top: TypeAlias = tuple[NDArray[np.int32], NDArray[np.float32]]
+"""The likeliest tokens of each row, [rows, cells], likeliest first, and their probabilities; -1 and 0 where a row has no
+more."""
+
 @final
 class AttentionPlan:
     """What each row of a batch sees: made once per forward pass, used by every layer."""
@@ -465,10 +469,11 @@ def race_columns(
     rows: NDArray[np.int64],
     seeds: NDArray[np.int64],
     positions: NDArray[np.int64],
+    cells: int,
     threads: int,
-) -> _Contenders:
-    """The columns of each listed row that may win its Gumbel race, one save for ties within rounding; rows, seeds and
-    positions are equally long."""
+) -> tuple[_Contenders, _Top]:
+    """The columns of each listed row that may win its Gumbel race, one save for ties within rounding, and its `cells`
+    likeliest tokens; rows, seeds and positions are equally long."""
 
 def filter_columns(
     probabilities: NDArray[np.float32],
@@ -477,10 +482,16 @@ def filter_columns(
     top_p: NDArray[np.float32],
     min_p: NDArray[np.float32],
     by_rank: NDArray[np.bool_],
+    cells: int,
     threads: int,
-) -> _Contenders:
+) -> tuple[_Contenders, _Top]:
     """The tokens of each listed row that its filters leave, their noise keyed by rank (likeliest first, ties by token)
-    or by token."""
+    or by token; and the `cells` likeliest of them, with their probabilities among those left."""
+
+def highest_columns(
+    values: NDArray[np.float32], rows: NDArray[np.int64], cells: int, above: float, threads: int
+) -> _Top:
+    """The `cells` columns of each listed row with the highest values above `above`, and those values."""
 
 def rank_columns(
     offsets: NDArray[np.int64],

@@ -187,6 +187,48 @@ def test_softmax_in_place_has_the_bits_of_softmax():
     assert torch.equal(softmax_in_place(alone.clone()), wanted[4:5])
 
 
+def expected_likeliest(probs, info, cells):
+    """By a full sort: the filters, then the shares of what is left."""
+    ordered, tokens = probs.double().sort(dim=-1, descending=True, stable=True)
+    greedy = info.top_ks[:, None] <= 1
+    drop = torch.arange(VOCABULARY) >= info.top_ks[:, None]
+    drop |= ordered.cumsum(-1) - ordered > info.top_ps[:, None]
+    drop |= ordered < ordered[:, :1] * info.min_ps[:, None]
+    kept = torch.where(drop & ~greedy, 0, ordered)
+    shares = kept / kept.sum(-1, keepdim=True)
+    return torch.where(kept > 0, tokens, -1)[:, :cells].numpy(), shares[:, :cells].numpy()
+
+
+def test_the_likeliest_tokens_are_those_of_the_distribution_drawn_from():
+    from sglang_das.cpu.sampler import Likeliest
+    from sglang_das.cpu.sampler import draw as native
+
+    rows = 40
+    probs = probabilities(rows, 2.0)
+    info, positions = batch(rows)
+    info.top_ks[::5], info.top_ks[1::5], info.top_ps[2::5], info.min_ps[3::5] = 1, 5, 0.8, 0.1
+    likeliest = Likeliest.none(rows, 8)
+    tokens = native(probs.clone(), None, info, positions, likeliest)
+    assert torch.equal(tokens, native(probs.clone(), None, info, positions)), "asking changes nothing"
+    ids, shares = expected_likeliest(probs, info, 8)
+    assert np.array_equal(likeliest.ids, ids)
+    np.testing.assert_allclose(likeliest.probabilities, shares, rtol=1e-4)
+
+
+def test_the_likeliest_tokens_of_logits_are_those_of_their_softmax():
+    from sglang_das.cpu.sampler import likeliest_of_logits
+
+    logits = torch.randn(9, VOCABULARY, generator=torch.Generator().manual_seed(0)) * 3
+    logits[0, 5:] = -torch.inf
+    before = logits.clone()
+    likeliest = likeliest_of_logits(logits, 8)
+    assert torch.equal(logits, before)
+    info, _ = batch(9, top_k=1)
+    ids, shares = expected_likeliest(torch.softmax(logits, -1), info, 8)
+    assert np.array_equal(likeliest.ids, ids)
+    np.testing.assert_allclose(likeliest.probabilities, shares, rtol=1e-4)
+
+
 def test_rows_without_seeds_are_refused():
     info, positions = batch(1)
     info.sampling_seed = None

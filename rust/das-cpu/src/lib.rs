@@ -8,6 +8,7 @@
 pub mod attention;
 pub mod bf16;
 pub mod hash;
+pub mod likeliest;
 pub mod linear;
 pub mod machine;
 pub mod pool;

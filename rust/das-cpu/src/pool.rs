@@ -159,9 +159,26 @@ pub fn run(threads: usize, count: usize, item: impl Fn(usize) + Sync) {
     work();
 }
 
+/// The results of `item(i)` for every `i < count`, made as by [`run`].
+///
+/// # Panics
+/// If an item panics.
+pub fn map<T: Default + Send + Sync>(
+    threads: usize,
+    count: usize,
+    item: impl Fn(usize) -> T + Sync,
+) -> Vec<T> {
+    let results: Vec<OnceLock<T>> = (0..count).map(|_| OnceLock::new()).collect();
+    run(threads, count, |i| {
+        let _ = results[i].set(item(i)); // every item runs once
+    });
+    let take = |result: OnceLock<T>| result.into_inner().unwrap_or_default();
+    results.into_iter().map(take).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::run;
+    use super::{map, run};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
@@ -174,6 +191,16 @@ mod tests {
                 });
                 assert!(seen.iter().all(|n| n.load(Ordering::Relaxed) == 1));
             }
+        }
+    }
+
+    #[test]
+    fn results_stand_in_the_order_of_the_items() {
+        for threads in [1, 3] {
+            assert_eq!(
+                map(threads, 100, |i| i * i),
+                (0..100).map(|i| i * i).collect::<Vec<_>>()
+            );
         }
     }
 

@@ -4,8 +4,11 @@
 //! `u = hash(seed, position, column) / (2^32 - 1)`. The same column has the smallest `E / p`, and since `E >= 1 - u`, a column can
 //! beat the best ratio `c` so far only if `1 - u < p c`: an integer hash and a compare. The few contenders that are left within
 //! rounding of the best are ranked by the engine's own formula, for which the caller takes their logarithms as the engine does.
+//!
+//! While a row is at hand, its most probable tokens are taken from it too, if they are asked for.
 
 use crate::hash::{finish, murmur, row_state, scramble_step};
+use crate::likeliest::{self, Likeliest};
 use crate::machine::Isa;
 use crate::{Error, pool};
 
@@ -42,7 +45,7 @@ pub struct Rows {
 impl Rows {
     /// # Safety
     /// Row `i` is within a live float32 tensor that nobody writes to during `'a`.
-    unsafe fn row<'a>(&self, i: usize) -> &'a [f32] {
+    pub(crate) unsafe fn row<'a>(&self, i: usize) -> &'a [f32] {
         // SAFETY: the caller's.
         unsafe {
             std::slice::from_raw_parts(
@@ -67,13 +70,13 @@ pub struct Contenders {
 }
 
 impl Contenders {
-    fn join(rows: Vec<Vec<Contender>>) -> Self {
+    fn join(rows: &[Seen]) -> Self {
         let mut all = Self {
             offsets: vec![0],
             ..Self::default()
         };
         for row in rows {
-            for contender in row {
+            for contender in &row.contenders {
                 all.columns.push(contender.column);
                 all.tokens.push(contender.token);
                 all.probabilities.push(contender.probability);
@@ -89,6 +92,13 @@ struct Contender {
     column: u32,
     token: u32,
     probability: f32,
+}
+
+/// What one look at a row gives.
+#[derive(Debug, Default)]
+struct Seen {
+    contenders: Vec<Contender>,
+    likeliest: Vec<(u32, f32)>,
 }
 
 /// Limits on the tokens of a row, as in the engine's sampling parameters.
@@ -116,25 +126,19 @@ fn check(rows: &[usize], seeds: &[i64], positions: &[i64]) -> Result<(), Error> 
     Ok(())
 }
 
-fn for_rows(
+fn see_rows(
     threads: usize,
     rows: usize,
-    contenders: impl Fn(usize) -> Vec<Contender> + Sync,
-) -> Contenders {
-    let results: Vec<std::sync::OnceLock<Vec<Contender>>> =
-        (0..rows).map(|_| Default::default()).collect();
-    pool::run(threads, rows, |i| {
-        let _ = results[i].set(contenders(i));
-    });
-    Contenders::join(
-        results
-            .into_iter()
-            .map(|row| row.into_inner().unwrap_or_default())
-            .collect(),
-    )
+    cells: usize,
+    see: impl Fn(usize) -> Seen + Sync,
+) -> (Contenders, Likeliest) {
+    let seen = pool::map(threads, rows, see);
+    let likeliest = seen.iter().map(|row| row.likeliest.as_slice());
+    (Contenders::join(&seen), Likeliest::join(likeliest, cells))
 }
 
-/// The columns of each row of `rows` that may win its race, in rising order: one, save for ties within rounding.
+/// The columns of each row of `rows` that may win its race, in rising order: one, save for ties within rounding; and the row's
+/// `cells` most probable tokens.
 ///
 /// # Errors
 /// Slices of different lengths.
@@ -146,22 +150,23 @@ pub unsafe fn race(
     rows: &[usize],
     seeds: &[i64],
     positions: &[i64],
+    cells: usize,
     threads: usize,
-) -> Result<Contenders, Error> {
+) -> Result<(Contenders, Likeliest), Error> {
     check(rows, seeds, positions)?;
     let isa = Isa::best();
-    Ok(for_rows(threads, rows.len(), |i| {
+    Ok(see_rows(threads, rows.len(), cells, |i| {
         // SAFETY: the caller's.
         let row = unsafe { matrix.row(rows[i]) };
         let state = row_state(seeds[i], positions[i]);
         match isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: detected on this machine.
-            Isa::Avx512Bf16 | Isa::Avx512 => unsafe { race_avx512(row, state) },
+            Isa::Avx512Bf16 | Isa::Avx512 => unsafe { race_avx512(row, state, cells) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: detected on this machine.
-            Isa::Avx2 => unsafe { race_avx2(row, state) },
-            _ => race_row(row, state),
+            Isa::Avx2 => unsafe { race_avx2(row, state, cells) },
+            _ => see_race(row, state, cells),
         }
     }))
 }
@@ -170,16 +175,24 @@ pub unsafe fn race(
 /// The machine has the features named.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-unsafe fn race_avx512(row: &[f32], state: u32) -> Vec<Contender> {
-    race_row(row, state)
+unsafe fn race_avx512(row: &[f32], state: u32, cells: usize) -> Seen {
+    see_race(row, state, cells)
 }
 
 /// # Safety
 /// The machine has the features named.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn race_avx2(row: &[f32], state: u32) -> Vec<Contender> {
-    race_row(row, state)
+unsafe fn race_avx2(row: &[f32], state: u32, cells: usize) -> Seen {
+    see_race(row, state, cells)
+}
+
+#[inline(always)]
+fn see_race(row: &[f32], state: u32, cells: usize) -> Seen {
+    Seen {
+        contenders: race_row(row, state),
+        likeliest: likeliest::highest(row, cells, 0.0),
+    }
 }
 
 /// Position and value of the highest probability; of the first NaN, if there is one.
@@ -275,7 +288,8 @@ fn race_row(row: &[f32], state: u32) -> Vec<Contender> {
         .collect()
 }
 
-/// The tokens of each row that its filter leaves, likeliest first, ties by token: all are contenders.
+/// The tokens of each row that its filter leaves, likeliest first, ties by token: all are contenders. And the `cells` most
+/// probable of them, their probabilities those among the tokens left.
 ///
 /// # Errors
 /// Slices of different lengths.
@@ -286,8 +300,9 @@ pub unsafe fn filter(
     matrix: Rows,
     rows: &[usize],
     filters: &[Filter],
+    cells: usize,
     threads: usize,
-) -> Result<Contenders, Error> {
+) -> Result<(Contenders, Likeliest), Error> {
     if rows.len() != filters.len() {
         return Err(Error::new(format!(
             "{} rows but {} filters are given",
@@ -295,10 +310,30 @@ pub unsafe fn filter(
             filters.len()
         )));
     }
-    Ok(for_rows(threads, rows.len(), |i| {
+    Ok(see_rows(threads, rows.len(), cells, |i| {
         // SAFETY: the caller's.
-        filter_row(unsafe { matrix.row(rows[i]) }, filters[i])
+        let mut kept = filter_row(unsafe { matrix.row(rows[i]) }, filters[i]);
+        let likeliest = share_of_kept(&kept, cells);
+        if !filters[i].by_rank {
+            kept.sort_unstable_by_key(|contender| contender.token);
+        }
+        Seen {
+            contenders: kept,
+            likeliest,
+        }
     }))
+}
+
+/// The first `cells` of what a filter left, likeliest first, as probabilities of the distribution that is left.
+fn share_of_kept(kept: &[Contender], cells: usize) -> Vec<(u32, f32)> {
+    let total: f64 = kept.iter().map(|c| f64::from(c.probability)).sum();
+    if total.is_nan() || total <= 0.0 {
+        return Vec::new(); // a row no softmax gives
+    }
+    kept.iter()
+        .take(cells)
+        .map(|c| (c.token, (f64::from(c.probability) / total) as f32))
+        .collect()
 }
 
 /// As SGLang's `top_k_top_p_min_p_sampling_from_probs_torch`: sort, then drop by rank, by mass before (cumulated in float64,
@@ -352,9 +387,6 @@ fn filter_row(row: &[f32], filter: Filter) -> Vec<Contender> {
                 probability,
             });
         }
-    }
-    if !filter.by_rank {
-        kept.sort_unstable_by_key(|contender| contender.token);
     }
     kept
 }

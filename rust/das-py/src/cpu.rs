@@ -1,6 +1,7 @@
 //! Python functions over `das-cpu`. Tensors whose type numpy does not know come by address; see `_native.pyi` for the contract.
 
 use das_cpu::attention::{self, Batch, Heads, Plan, Tensors, Transfer};
+use das_cpu::likeliest::{self, Likeliest};
 use das_cpu::linear::{self, Product};
 use das_cpu::machine::{Dtype, Isa};
 use das_cpu::rowwise::{self, Matrix, Norm, Rotary};
@@ -462,6 +463,16 @@ fn contending(py: Python<'_>, found: Contenders) -> Contending<'_> {
     )
 }
 
+/// Token ids and values, [rows, cells].
+type Top<'py> = (Bound<'py, PyArray2<i32>>, Bound<'py, PyArray2<f32>>);
+
+fn top(py: Python<'_>, found: Likeliest, rows: usize, cells: usize) -> PyResult<Top<'_>> {
+    Ok((
+        found.tokens.into_pyarray(py).reshape([rows, cells])?,
+        found.values.into_pyarray(py).reshape([rows, cells])?,
+    ))
+}
+
 fn row_indices(rows: &PyReadonlyArray1<'_, i64>, available: usize) -> PyResult<Vec<usize>> {
     let rows = lengths("rows", rows)?;
     match rows.iter().find(|&&row| row >= available) {
@@ -496,16 +507,21 @@ fn race_columns<'py>(
     rows: PyReadonlyArray1<'py, i64>,
     seeds: PyReadonlyArray1<'py, i64>,
     positions: PyReadonlyArray1<'py, i64>,
+    cells: usize,
     threads: usize,
-) -> PyResult<Contending<'py>> {
+) -> PyResult<(Contending<'py>, Top<'py>)> {
     let matrix = matrix(&probabilities)?;
     let rows = row_indices(&rows, probabilities.shape()[0])?;
     let (seeds, positions) = (seeds.to_vec()?, positions.to_vec()?);
     // SAFETY: rows were checked; the array is borrowed for the call.
     let found = detached(py, || unsafe {
-        sampling::race(matrix, &rows, &seeds, &positions, threads)
+        sampling::race(matrix, &rows, &seeds, &positions, cells, threads)
     })?;
-    Ok(contending(py, found.map_err(invalid)?))
+    let (contenders, likeliest) = found.map_err(invalid)?;
+    Ok((
+        contending(py, contenders),
+        top(py, likeliest, rows.len(), cells)?,
+    ))
 }
 
 #[pyfunction]
@@ -521,8 +537,9 @@ fn filter_columns<'py>(
     top_p: PyReadonlyArray1<'py, f32>,
     min_p: PyReadonlyArray1<'py, f32>,
     by_rank: PyReadonlyArray1<'py, bool>,
+    cells: usize,
     threads: usize,
-) -> PyResult<Contending<'py>> {
+) -> PyResult<(Contending<'py>, Top<'py>)> {
     let matrix = matrix(&probabilities)?;
     let rows = row_indices(&rows, probabilities.shape()[0])?;
     let top_k = lengths("top_k", &top_k)?;
@@ -543,9 +560,31 @@ fn filter_columns<'py>(
         .collect();
     // SAFETY: rows were checked; the array is borrowed for the call.
     let found = detached(py, || unsafe {
-        sampling::filter(matrix, &rows, &filters, threads)
+        sampling::filter(matrix, &rows, &filters, cells, threads)
     })?;
-    Ok(contending(py, found.map_err(invalid)?))
+    let (contenders, likeliest) = found.map_err(invalid)?;
+    Ok((
+        contending(py, contenders),
+        top(py, likeliest, rows.len(), cells)?,
+    ))
+}
+
+#[pyfunction]
+fn highest_columns<'py>(
+    py: Python<'py>,
+    values: PyReadonlyArray2<'py, f32>,
+    rows: PyReadonlyArray1<'py, i64>,
+    cells: usize,
+    above: f32,
+    threads: usize,
+) -> PyResult<Top<'py>> {
+    let matrix = matrix(&values)?;
+    let rows = row_indices(&rows, values.shape()[0])?;
+    // SAFETY: rows were checked; the array is borrowed for the call.
+    let found = detached(py, || unsafe {
+        likeliest::likeliest(matrix, &rows, cells, above, threads)
+    })?;
+    top(py, found, rows.len(), cells)
 }
 
 #[pyfunction]
@@ -643,6 +682,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(rotate, module)?)?;
     module.add_function(wrap_pyfunction!(race_columns, module)?)?;
     module.add_function(wrap_pyfunction!(filter_columns, module)?)?;
+    module.add_function(wrap_pyfunction!(highest_columns, module)?)?;
     module.add_function(wrap_pyfunction!(rank_columns, module)?)?;
     module.add_function(wrap_pyfunction!(murmur_hash32, module)?)?;
     module.add_function(wrap_pyfunction!(copy_rows, module)?)

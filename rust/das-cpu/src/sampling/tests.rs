@@ -41,7 +41,7 @@ fn winner(row: &[f32], seed: i64, position: i64) -> usize {
         stride: row.len(),
     };
     // SAFETY: the matrix is this one row.
-    let found = unsafe { race(matrix, &[0], &[seed], &[position], 1).unwrap() };
+    let (found, _) = unsafe { race(matrix, &[0], &[seed], &[position], 0, 1).unwrap() };
     let logs: Vec<f64> = found
         .probabilities
         .iter()
@@ -75,6 +75,22 @@ fn rows_no_softmax_should_give_still_have_a_sample() {
     let mut one_hot = [0.0; 40];
     one_hot[39] = 1.0;
     assert_eq!(winner(&one_hot, 1, 1), 39);
+    for row in [[0.0f32; 40], broken] {
+        let matrix = Rows {
+            address: row.as_ptr() as usize,
+            columns: 40,
+            stride: 40,
+        };
+        let everything = Filter {
+            top_k: 8,
+            top_p: 1.0,
+            min_p: 0.0,
+            by_rank: true,
+        };
+        // SAFETY: the matrix is this one row.
+        let (_, likeliest) = unsafe { filter(matrix, &[0], &[everything], 8, 1).unwrap() };
+        assert!(likeliest.values.iter().all(|&value| value == 0.0));
+    }
 }
 
 #[test]
@@ -112,6 +128,43 @@ fn filtered(row: &[f32], filter: Filter) -> Vec<(u32, u32)> {
     kept
 }
 
+/// The most probable of the tokens kept, of the mass of those kept.
+fn shares(row: &[f32], kept: &[(u32, u32)], cells: usize) -> Likeliest {
+    let mut tokens: Vec<u32> = kept.iter().map(|&(_, token)| token).collect();
+    tokens.sort_by(|&a, &b| {
+        let (a, b) = (a as usize, b as usize);
+        row[b].total_cmp(&row[a]).then(a.cmp(&b))
+    });
+    let total: f64 = tokens.iter().map(|&t| f64::from(row[t as usize])).sum();
+    let share = |&token: &u32| (token, (f64::from(row[token as usize]) / total) as f32);
+    let first: Vec<(u32, f32)> = tokens.iter().take(cells).map(share).collect();
+    Likeliest::join([first.as_slice()].into_iter(), cells)
+}
+
+#[test]
+fn the_race_tells_the_likeliest_tokens_too() {
+    let mut seed = 3;
+    for round in 0..100 {
+        let columns = [1, 5, 40, 3000][round % 4];
+        let row = distribution(columns, 4.0, &mut seed);
+        let all: Vec<(u32, u32)> = (0..columns as u32)
+            .filter(|&token| row[token as usize] > 0.0)
+            .map(|token| (token, token))
+            .collect();
+        let matrix = Rows {
+            address: row.as_ptr() as usize,
+            columns,
+            stride: columns,
+        };
+        // SAFETY: the matrix is this one row.
+        let (_, found) = unsafe { race(matrix, &[0], &[1], &[2], 8, 1).unwrap() };
+        let wanted = shares(&row, &all, 8);
+        assert_eq!(found.tokens, wanted.tokens);
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5;
+        assert!(found.values.iter().zip(&wanted.values).all(near));
+    }
+}
+
 #[test]
 fn filters_keep_what_a_full_sort_keeps() {
     let mut seed = 11;
@@ -133,14 +186,16 @@ fn filters_keep_what_a_full_sort_keeps() {
             stride: columns,
         };
         // SAFETY: the matrix is this one row.
-        let found = unsafe { filter(matrix, &[0], &[limits], 2).unwrap() };
+        let (found, likeliest) = unsafe { filter(matrix, &[0], &[limits], 8, 2).unwrap() };
         let got: Vec<(u32, u32)> = found
             .columns
             .iter()
             .copied()
             .zip(found.tokens.iter().copied())
             .collect();
-        assert_eq!(got, filtered(&row, limits), "{limits:?}");
+        let kept = filtered(&row, limits);
+        assert_eq!(got, kept, "{limits:?}");
+        assert_eq!(likeliest, shares(&row, &kept, 8), "{limits:?}");
     }
 }
 
@@ -155,5 +210,5 @@ fn slices_that_do_not_fit_are_refused() {
         stride: 1,
     };
     // SAFETY: refused before anything is read.
-    assert!(unsafe { race(matrix, &[0], &[1, 2], &[1], 1) }.is_err());
+    assert!(unsafe { race(matrix, &[0], &[1, 2], &[1], 0, 1) }.is_err());
 }
