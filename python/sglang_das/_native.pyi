@@ -314,8 +314,7 @@ _Contenders: TypeAlias = tuple[NDArray[np.int64], NDArray[np.uint32], NDArray[np
 """Offsets [rows + 1], and for each contender: what its noise is keyed by, its token, its probability."""
 
 _Top: TypeAlias = tuple[NDArray[np.int32], NDArray[np.float32]]
-"""The likeliest tokens of each row, [rows, cells], likeliest first, and their probabilities; -1 and 0 where a row has no
-more."""
+"""The likeliest tokens of each row, [rows, cells], likeliest first, and what they have; -1 and 0 in unused cells."""
 
 @final
 class AttentionPlan:

@@ -1,12 +1,16 @@
 """The drafter over a whole life of requests, against stand-ins of the engine's request objects."""
 
 from array import array
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sglang_das.engine.config import DasConfig
 from sglang_das.engine.drafting import Drafter, reason_not_to_draft
+from sglang_das.engine.drafts import DraftTree
+from sglang_das.engine.known import Known
+from sglang_das.engine.matching import match
 from sglang_das.engine.metrics import Counters
 
 PROMPT = list(range(100, 112))
@@ -254,6 +258,68 @@ def test_what_a_draft_cannot_reproduce_is_not_drafted_for_but_learnt(sampling):
     finish(drafter, request, FINISH_MATCHED_TOKEN)
     assert request.customized_info["das"][0]["not_drafted"] == reason_not_to_draft(request)
     assert decode(drafter, Request("b"), TEXT) < len(TEXT) / 4
+
+
+def distribution_after(token):
+    """A distribution of two tokens that tells what it follows: cells of `Known`."""
+    return [token + 100, token + 200], [0.5, 0.25]
+
+
+def emit_with_distributions(drafter, request, text):
+    """Let a request emit `text`, telling the drafter of every node what the target knew there. Returns all drafts."""
+    first = Known.none(1)
+    first.ids[0, :2], first.probabilities[0, :2] = distribution_after(-1)
+    drafter.learn_first([request], first)
+    request.output_ids.append(text[0])
+    drafted = []
+    while len(request.output_ids) < len(text):
+        drafts, rollouts = drafter.propose([request])
+        tree, roots = DraftTree(drafts), np.array(request.output_ids[-1:])
+        tokens = np.concatenate([roots, drafts.tokens[0]])
+        position = len(request.output_ids)
+        sampled = np.array([[text[min(position + d, len(text) - 1)] for d in tree.depth[0]]])
+        known = Known.none(1, drafts.width)
+        for node, token in enumerate(tokens.tolist()):
+            known.ids[0, node, :2], known.probabilities[0, node, :2] = distribution_after(token)
+        matched = match(tree, sampled)
+        drafter.learn(rollouts, tree, roots, matched, known)
+        request.output_ids.extend(text[position : position + matched.accept_lens[0]])
+        drafted.append(drafts)
+    return drafted
+
+
+@pytest.mark.parametrize("ended", [FINISH_MATCHED_TOKEN, FINISH_ABORT])
+def test_distributions_are_learnt_beside_their_tokens(ended):
+    drafter, _ = make()
+    text = list(range(40))
+    for rid in "ab":  # the second is drafted for, so that a step emits several
+        emit_with_distributions(drafter, request := Request(rid), text)
+        finish(drafter, request, ended)
+    tree = drafter.history.tree(0)
+    for token, following in pairwise(text):
+        found, ids, probabilities = tree.latest([token])
+        assert found == following
+        assert ids.tolist() == distribution_after(token)[0]
+        assert probabilities == pytest.approx(distribution_after(token)[1], abs=0.01)
+
+
+def test_the_prefills_distribution_is_learnt():
+    drafter, _ = make()
+    emit_with_distributions(drafter, request := Request("a"), [*PROMPT[:2], PROMPT[-1]])
+    _, (rollout,) = drafter.propose([request])
+    # The prompt's last token has been seen once before: at the prompt's end, where the prefill drew what followed.
+    found, ids, _ = rollout.sequence.latest(1)[0]
+    assert (found, ids.tolist()) == (PROMPT[0], distribution_after(-1)[0])
+
+
+@pytest.mark.parametrize("sampling", [{"frequency_penalty": 0.1}, {"min_new_tokens": 3}])
+def test_distributions_that_others_would_not_draw_from_are_not_learnt(sampling):
+    drafter, _ = make()
+    request = Request("a", **sampling)
+    emit_with_distributions(drafter, request, [5, 6, 7, 8, 5])
+    finish(drafter, request, FINISH_MATCHED_TOKEN)
+    _, ids, _ = drafter.history.tree(0).latest([6])
+    assert ids.tolist() == []
 
 
 def test_figures_of_a_request_are_its_own():

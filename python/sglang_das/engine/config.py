@@ -34,6 +34,10 @@ class DasConfig:
     """The policy's arm: see `sglang_das.policy`."""
     shape: Shape = "chain"
     """Form of a draft: `chain` or `tree`."""
+    soft: bool = True
+    """Learn the target's likeliest tokens at emitted positions, beside the token drawn."""
+    rejected: bool = True
+    """Learn them at drafted nodes that were not kept, too."""
     max_width: int = 16
     """Largest verify width (rows per request: one root and the drafts).
 
@@ -83,6 +87,11 @@ class DasConfig:
         if unknown:
             raise ConfigError(f"unknown setting {unknown[0]!r}; the settings are {', '.join(known)}")
         return cls(**{name: _convert(name, value, known[name].default) for name, value in values.items()})
+
+    @property
+    def keeps_distributions(self) -> bool:
+        """Whether anything is learnt of the distributions tokens are drawn from."""
+        return self.soft or self.rejected
 
     def describe(self) -> dict[str, Any]:
         """The settings as plain values, for logs and server info."""

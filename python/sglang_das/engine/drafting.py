@@ -7,6 +7,7 @@ is not needed. Everything here may fail without harm: the worker catches the err
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 
 from sglang_das import RolloutHistory, Sequence, step
 from sglang_das.engine.config import DasConfig
-from sglang_das.engine.drafts import Drafts
+from sglang_das.engine.drafts import Drafts, DraftTree
+from sglang_das.engine.known import Known, Pending, Rejected
+from sglang_das.engine.matching import Match
 from sglang_das.engine.metrics import Counters
 from sglang_das.engine.problems import Problem, Problems, Suspended
 from sglang_das.policy import CLASS_NAMES, Policy, PolicyConfig
@@ -38,6 +41,8 @@ class Rollout:
     """Output tokens of earlier, interrupted requests that it goes on from."""
     no_drafts: str | None
     """Why it is not drafted for, or None; every rollout is learnt from."""
+    teaches: bool
+    """Whether other rollouts of the problem would draw from its distributions too, so that these are learnt."""
     learned: int = 0
     """Output tokens of this request that are in the sequence."""
     steps: int = 0
@@ -95,21 +100,7 @@ class Drafter:
             rollout.length_class = length_class
         max_nodes = np.minimum(plan.max_drafts, _room(live)).clip(0, self._max_nodes).astype(np.int32)
         self._emitted_since_version = True
-        tokens, offsets = _unlearned(live)
-        columns = max(int(max_nodes.max()), 1)
-        drafted = Drafts(
-            *step(
-                [rollout.sequence for rollout in live],
-                tokens,
-                offsets,
-                max_nodes=max_nodes,
-                min_probability=plan.floor,
-                width=columns,
-                shape=self.config.shape,
-            )
-        )
-        for rollout in live:
-            rollout.learned = len(rollout.request.output_ids)
+        drafted = self._step(live, max_nodes, plan.floor)
         choice = self.policy.width(drafted.probabilities, drafted.sizes, plan)
         # A width in between would be cheaper here, but the policy knows the cost of its own widths only.
         chosen = drafted.cut(choice.width, choice.drafts).widen(choice.width)
@@ -139,6 +130,38 @@ class Drafter:
                 rollout.rows += drafts.width
                 rollout.drafted += size
                 rollout.accepted += length - 1
+
+    def learn(
+        self,
+        rollouts: list[Rollout | None],
+        tree: DraftTree,
+        roots: NDArray[np.int64],
+        matched: Match,
+        known: Known,
+    ) -> None:
+        """Keep the distributions of a step: of emitted tokens until these are learnt, of rejected nodes at once.
+
+        Args:
+            rollouts: as `propose` returned them.
+            tree: the step's draft tree, `[n, width]`.
+            roots: the token at each root, `[n]`.
+            matched: what was kept.
+            known: the distributions at the nodes, `[n, width, CELLS]`.
+        """
+        if self.config.soft:
+            emitted = known[np.arange(len(roots))[:, None], matched.path]
+            for i, (rollout, length) in enumerate(zip(rollouts, matched.accept_lens.tolist(), strict=True)):
+                if rollout is not None and rollout.teaches:
+                    rollout.request.das_known = Pending(len(rollout.request.output_ids), emitted[i, :length])
+        if self.config.rejected:
+            self._learn_rejected(rollouts, Rejected.of(tree, roots, matched.accepted()), known)
+
+    def learn_first(self, requests: list[Any], known: Known) -> None:
+        """Keep the distributions of the tokens that a prefill drew, `[n, CELLS]`, until these are learnt."""
+        if self.config.soft:
+            for i, request in enumerate(requests):
+                if reason_not_to_draft(request) is None:
+                    request.das_known = Pending(len(request.output_ids), known[i : i + 1])
 
     def finish(self, rid: str) -> None:
         """A request has ended: learn its last tokens, and close or suspend its rollout."""
@@ -184,6 +207,32 @@ class Drafter:
             "policy": self.policy.describe(),
         }
 
+    def _step(self, live: list[Rollout], max_nodes: NDArray[np.int32], floor: NDArray[np.float32]) -> Drafts:
+        """Append what the rollouts emitted since the last step, with what the target knew, and draft for each."""
+        tokens, offsets, known = _unlearned(live)
+        arrays = step(
+            [rollout.sequence for rollout in live],
+            tokens,
+            offsets,
+            max_nodes=max_nodes,
+            min_probability=floor,
+            width=max(int(max_nodes.max()), 1),
+            shape=self.config.shape,
+            ids=known.ids,
+            probabilities=known.probabilities,
+        )
+        for rollout in live:
+            rollout.learned = len(rollout.request.output_ids)
+        return Drafts(*arrays)
+
+    def _learn_rejected(self, rollouts: list[Rollout | None], rejected: Rejected, known: Known) -> None:
+        found = known[rejected.owners, rejected.nodes]
+        bounds = np.searchsorted(rejected.owners, np.arange(len(rollouts) + 1)).tolist()
+        for rollout, (start, end) in zip(rollouts, pairwise(bounds), strict=True):
+            if start < end and rollout is not None and rollout.teaches and hasattr(rollout.sequence, "reject"):
+                part = found[start:end]
+                rollout.sequence.reject(rejected.contexts[start:end], part.ids, part.probabilities)
+
     def _rollout(self, request: Any) -> Rollout | None:
         known = self._live.get(request.rid)
         if known is not None and known.request is request:
@@ -212,12 +261,15 @@ class Drafter:
         continued = len(admission.continued)
         row = self.policy.open(problem.key, continued + request.sampling_params.max_new_tokens, continued)
         no_drafts = reason_not_to_draft(request) if wishes.get("draft", True) else "asked for none"
-        return Rollout(request, problem, sequence, row, admission.continued.copy(), no_drafts)
+        teaches = reason_not_to_draft(request) is None
+        return Rollout(request, problem, sequence, row, admission.continued.copy(), no_drafts, teaches)
 
     def _end(self, rollout: Rollout) -> None:
         request = rollout.request
         output = np.array(request.output_ids_through_stop, np.int64)
-        rollout.sequence.append(output[rollout.learned :])
+        rest = output[rollout.learned :]
+        known = _known(rollout, len(rest))
+        rollout.sequence.append(rest, known.ids, known.probabilities)
         outcome = type(request.finished_reason).__name__
         natural = outcome not in ("FINISH_ABORT", "FINISH_LENGTH", "NoneType")
         emitted = np.concatenate([rollout.continued, output])
@@ -298,11 +350,21 @@ def _room(rollouts: list[Rollout]) -> NDArray[np.int64]:
     )
 
 
-def _unlearned(rollouts: list[Rollout]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens emitted since they were last learnt, one request after the other, and their offsets `[n + 1]`."""
+def _unlearned(rollouts: list[Rollout]) -> tuple[NDArray[np.int64], NDArray[np.int64], Known]:
+    """Tokens emitted since they were last learnt, one request after the other, their offsets `[n + 1]`, and what they
+    were drawn from, `[tokens, CELLS]`.
+    """
     parts = [rollout.request.output_ids[rollout.learned :] for rollout in rollouts]
     offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    return np.concatenate([np.frombuffer(part, np.int64) if part else np.empty(0, np.int64) for part in parts]), offsets
+    tokens = np.concatenate([np.frombuffer(part, np.int64) if part else np.empty(0, np.int64) for part in parts])
+    known = [_known(rollout, len(part)) for rollout, part in zip(rollouts, parts, strict=True)]
+    return tokens, offsets, Known.join(known)
+
+
+def _known(rollout: Rollout, count: int) -> Known:
+    """What is known of the rollout's next `count` tokens to be learnt."""
+    pending: Pending | None = getattr(rollout.request, "das_known", None)
+    return Known.none(count) if pending is None else pending.of(rollout.learned, count)
 
 
 def _spread(drafts: Drafts, places: NDArray[np.int64], n: int) -> Drafts:

@@ -21,6 +21,7 @@ from sglang.srt.constrained.base_grammar_backend import GrammarMask
 from sglang.srt.sampling.sampling_batch_info import ProcessorEntry, SamplingBatchInfo
 from sglang.srt.speculative.ngram_info import NgramVerifyInput
 
+from sglang_das.engine.distributions import Distributions
 from sglang_das.engine.drafts import DraftTree
 
 
@@ -78,7 +79,7 @@ def verify_input(tree: DraftTree, roots: NDArray[np.int64], seq_lens: torch.Tens
 
 def sample_nodes(
     batch: Any, sampler: Any, logits_output: Any, positions: torch.Tensor, tree: DraftTree
-) -> NDArray[np.int64]:
+) -> tuple[NDArray[np.int64], Distributions]:
     """Sample the next token at every drafted node and root as plain decoding would.
 
     Args:
@@ -90,7 +91,7 @@ def sample_nodes(
         tree: the step's draft tree.
 
     Returns:
-        The sampled tokens, `[n, width]`; 0 at unused nodes.
+        The sampled tokens, `[n, width]`, 0 at unused nodes; and what they were drawn from.
     """
     used = tree.used()
     rows = np.flatnonzero(used)
@@ -119,7 +120,7 @@ def sample_nodes(
     )
     tokens = np.zeros(n * width, np.int64)
     tokens[rows] = sampled.cpu().numpy()
-    return tokens.reshape(n, width)
+    return tokens.reshape(n, width), Distributions(sampler, row_logits, info, rows, (n, width))
 
 
 # Fields of SamplingBatchInfo with one row a request that take part in sampling.

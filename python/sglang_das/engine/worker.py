@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sglang.kernels.ops.speculative.cache_locs import assign_extend_cache_locs_func
 from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.managers.scheduler import GenerationBatchResult
@@ -31,6 +32,7 @@ from sglang.srt.speculative.spec_utils import (
 
 from sglang_das.engine import control
 from sglang_das.engine.config import DasConfig
+from sglang_das.engine.distributions import Distributions, prepare
 from sglang_das.engine.drafting import Drafter, Rollout
 from sglang_das.engine.drafts import Drafts, DraftTree
 from sglang_das.engine.ends import cut_at_ends
@@ -68,6 +70,8 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         self._ranks = Ranks.of_engine()
         self._widths = Widths(self.model_runner, self.max_width)
         self._widths.use_own_graph_runner()
+        if self.config.keeps_distributions:
+            prepare(self.model_runner.sampler)
         self._log = PeriodicLog(self.config.log_interval_s)
         self._step_clock = _StepClock()
         self.off_reason: str | None = None if self.config.enabled else "switched off by configuration"
@@ -141,6 +145,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
     def _prefill(self, batch: Any, pp_proxy_tensors: Any) -> GenerationBatchResult:
         result = self.target_worker.forward_batch_generation(batch, pp_proxy_tensors=pp_proxy_tensors)
         n = len(batch.reqs)
+        self._learn_first(batch, result.logits_output)
         emitted = torch.zeros(n, 1, dtype=torch.int32, device=self.device)
         emitted[:, 0] = result.next_token_ids
         return self._result(
@@ -156,17 +161,18 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
     def _decode(self, batch: Any, pp_proxy_tensors: Any) -> GenerationBatchResult:
         drafts, rollouts = self._draft(batch.reqs)
         tree = DraftTree(drafts)
-        self._start_verify(batch, tree)
+        roots = np.fromiter((request.output_ids[-1] for request in batch.reqs), np.int64, len(batch.reqs))
+        self._start_verify(batch, tree, roots)
         with self._widths.active(drafts.width):
             result = self.target_worker.forward_batch_generation(
                 batch, pp_proxy_tensors=pp_proxy_tensors, is_verify=True
             )
         positions = batch.spec_info.positions
-        sampled = self._ranks.agree(
-            sample_nodes(batch, self.model_runner.sampler, result.logits_output, positions, tree)
-        )
+        sampled, distributions = sample_nodes(batch, self.model_runner.sampler, result.logits_output, positions, tree)
+        sampled = self._ranks.agree(sampled)
         matched = cut_at_ends(match(tree, sampled), batch.reqs, sampled)
         self._observe(drafts, rollouts, matched)
+        self._learn(rollouts, tree, roots, matched, distributions)
 
         predict = torch.from_numpy(sampled.ravel().astype(np.int32)).to(self.device)
         accept_index = torch.from_numpy(matched.flat_path()).to(self.device)
@@ -189,10 +195,9 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             cap_lens=torch.from_numpy(drafts.sizes + 1),
         )
 
-    def _start_verify(self, batch: Any, tree: DraftTree) -> None:
+    def _start_verify(self, batch: Any, tree: DraftTree, roots: NDArray[np.int64]) -> None:
         """Turn the decode batch into the verify batch of this step (as `ngram_worker.py` does)."""
         n, width = tree.depth.shape
-        roots = np.fromiter((request.output_ids[-1] for request in batch.reqs), np.int64, n)
         batch.spec_info = verify_input(tree, roots, batch.seq_lens)
         batch.forward_mode = ForwardMode.TARGET_VERIFY
         batch.input_ids = batch.spec_info.draft_token
@@ -264,6 +269,32 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         with self._cpu_time():
             self._guarded("policy", lambda: self.drafter.observe(drafts, rollouts, accept_lens, matched.accepted()))
         self._log.maybe(self.counters, self.state)
+
+    def _learn(
+        self,
+        rollouts: list[Rollout | None],
+        tree: DraftTree,
+        roots: NDArray[np.int64],
+        matched: Match,
+        distributions: Distributions,
+    ) -> None:
+        """Keep what the target knew at the step's nodes."""
+        if self.off_reason is None and self.config.keeps_distributions:
+            with self._cpu_time():
+                self._guarded(
+                    "learning", lambda: self.drafter.learn(rollouts, tree, roots, matched, distributions.read())
+                )
+
+    def _learn_first(self, batch: Any, logits_output: Any) -> None:
+        """Keep what the target knew at the tokens drawn in a prefill."""
+        if self.off_reason is not None or not self.config.keeps_distributions or batch.is_prefill_only:
+            return
+        n = len(batch.reqs)
+        left = Distributions(
+            self.model_runner.sampler, logits_output.next_token_logits, batch.sampling_info, np.arange(n), (n,)
+        )
+        with self._cpu_time():
+            self._guarded("learning", lambda: self.drafter.learn_first(batch.reqs, left.read()))
 
     def _observe_step_time(self, requests: list[Any]) -> None:
         step = self._step_clock.elapsed(len(requests))

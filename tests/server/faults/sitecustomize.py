@@ -22,6 +22,7 @@ PLACES = {
     "width": ("policy", "Policy", "width"),
     "calibration": ("policy", "Policy", "observe_drafts"),
     "step time": ("policy", "Policy", "observe_step"),
+    "distributions": ("engine.distributions", "Distributions", "read"),
     "closing": ("policy", "Policy", "close"),
     "learning": ("engine.drafting", "Drafter", "_end"),
     "policy version": ("engine.drafting", "Drafter", "cache_flushed"),
@@ -64,8 +65,8 @@ def _unbiased(original, *arguments):
 def _ignore_temperature(original, batch, sampler, logits_output, positions, tree):
     """Verify as the engine's NGRAM does on a CPU: argmax whatever the temperature."""
     best = logits_output.next_token_logits.argmax(-1).numpy().reshape(tree.depth.shape).copy()
-    original(batch, sampler, logits_output, positions, tree)
-    return best
+    _, distributions = original(batch, sampler, logits_output, positions, tree)
+    return best, distributions
 
 
 def _pad_with_duplicates(original, batch, sampler, logits_output, positions, tree):
@@ -78,9 +79,9 @@ def _pad_with_duplicates(original, batch, sampler, logits_output, positions, tre
     for pad in range(4):
         output = dataclasses.replace(logits_output, next_token_logits=logits_output.next_token_logits.clone())
         tries.append(original(batch, sampler, output, positions + 1_000_003 * pad, tree))
-    sampled = tries[0]
-    sampled[:, 0][(np.stack(tries[1:])[:, :, 0] == 0).any(axis=0)] = 0
-    return sampled
+    sampled, distributions = tries[0]
+    sampled[:, 0][(np.stack([again for again, _ in tries[1:]])[:, :, 0] == 0).any(axis=0)] = 0
+    return sampled, distributions
 
 
 BIASES = {"biased: argmax": _ignore_temperature, "biased: pads": _pad_with_duplicates}
