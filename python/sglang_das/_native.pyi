@@ -106,6 +106,15 @@ class Sequence:
         token drawn has more than 0.95. ValueError or TypeError if shapes, types or values do not fit.
         """
 
+    def reject(
+        self, contexts: NDArray[np.int32] | NDArray[np.int64], ids: _KnownIds, probabilities: _KnownProbabilities
+    ) -> None:
+        """Learns what the target knew at places that came to nothing: drafted nodes that were not kept.
+
+        Row i of `contexts`, int32 or int64 [places, 2], are the last two tokens before place i, the older first; of
+        `ids` and `probabilities` the distribution there, as in `append`. Kept under those tokens for the whole problem.
+        """
+
     def latest(self, length: int) -> tuple[_Followed | None, _Followed | None]:
         """What followed the most recent occurrence of the last `length` tokens: in the sequence's own context and
         output, and in the other sequences (there only for a context that lies in the output and has at most

@@ -46,6 +46,11 @@ class Request(SimpleNamespace):
                     "presence_penalty": 0.0,
                     "repetition_penalty": 1.0,
                     "min_new_tokens": 0,
+                    "temperature": 1.0,
+                    "top_k": 1 << 30,
+                    "top_p": 1.0,
+                    "min_p": 0.0,
+                    "sampling_seed": None,
                     **sampling,
                 }
             ),
@@ -94,7 +99,7 @@ def finish(drafter, request, reason):
 def test_a_rollout_is_drafted_from_its_predecessor():
     drafter, counters = make()
     first = Request("a")
-    assert decode(drafter, first, TEXT) == len(TEXT) - 1
+    assert decode(drafter, first, TEXT) > len(TEXT) - 5
     finish(drafter, first, FINISH_MATCHED_TOKEN)
     assert decode(drafter, Request("b"), TEXT) < len(TEXT) / 4
     assert counters.accepted > len(TEXT) / 2
@@ -107,10 +112,12 @@ def test_a_running_sibling_is_drafted_from_too():
     assert decode(drafter, Request("b"), TEXT) < len(TEXT) / 4
 
 
-def test_other_problems_do_not_mix():
-    drafter, _ = make()
-    decode(drafter, Request("a"), TEXT)
-    assert decode(drafter, Request("b", prompt=PROMPT[::-1]), TEXT) > len(TEXT) / 2
+def test_other_problems_do_not_mix_unless_they_share():
+    for shared in (False, True):
+        drafter, _ = make(shared=shared)
+        decode(drafter, Request("a"), TEXT)
+        steps = decode(drafter, Request("b", prompt=PROMPT[::-1]), TEXT)
+        assert (steps < len(TEXT) / 2) == shared
 
 
 def test_drafts_stop_before_the_budget_of_the_request():

@@ -38,6 +38,10 @@ class DasConfig:
     """Learn the target's likeliest tokens at emitted positions, beside the token drawn."""
     rejected: bool = True
     """Learn them at drafted nodes that were not kept, too."""
+    shared: bool = True
+    """Fall back on what follows the last one or two tokens in any problem."""
+    coupled: bool = True
+    """Draft with the noise the sampler will use, where it is known."""
     max_width: int = 16
     """Largest verify width (rows per request: one root and the drafts).
 

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_das import RolloutHistory, Sequence, step
+from sglang_das.engine import coupling
 from sglang_das.engine.config import DasConfig
+from sglang_das.engine.coupling import Coupling, Noise, NoiseOf
 from sglang_das.engine.drafts import Drafts, DraftTree
 from sglang_das.engine.known import Known, Pending, Rejected
 from sglang_das.engine.matching import Match
@@ -41,6 +43,8 @@ class Rollout:
     """Output tokens of earlier, interrupted requests that it goes on from."""
     no_drafts: str | None
     """Why it is not drafted for, or None; every rollout is learnt from."""
+    noise: Noise
+    """What is known of the noise it is sampled with."""
     teaches: bool
     """Whether other rollouts of the problem would draw from its distributions too, so that these are learnt."""
     learned: int = 0
@@ -57,16 +61,27 @@ class Rollout:
 class Drafter:
     """History, live rollouts and policy of one scheduler."""
 
-    def __init__(self, config: DasConfig, max_width: int, counters: Counters) -> None:
+    def __init__(
+        self, config: DasConfig, max_width: int, counters: Counters, noise_of: NoiseOf = coupling.unknown
+    ) -> None:
         """Start with no history.
 
         Args:
             config: the server's settings.
             max_width: largest verify width the engine has room for.
             counters: where drafts and rollouts are counted.
+            noise_of: what is known of the noise of a request.
         """
         self.config = config
-        self.history = RolloutHistory(window=config.window, max_bytes=config.history_bytes, max_depth=config.max_depth)
+        self.history = RolloutHistory(
+            window=config.window,
+            max_bytes=config.history_bytes,
+            max_depth=config.max_depth,
+            soft=config.soft,
+            shared=config.shared,
+            rejected=config.rejected,
+        )
+        self._noise_of = noise_of
         self._policy_config = PolicyConfig(arm=config.arm, max_width=max_width)
         self.policy = Policy(self._policy_config)
         self._max_nodes = max_width - 1
@@ -78,11 +93,12 @@ class Drafter:
         self._updates_announced = False
         self._steps = 0
 
-    def propose(self, requests: list[Any]) -> tuple[Drafts, list[Rollout | None]]:
+    def propose(self, requests: list[Any], *, noise_by_rank: bool = False) -> tuple[Drafts, list[Rollout | None]]:
         """Learn what the requests emitted since the last step, and draft for this one.
 
         Args:
             requests: the batch's requests, in its order.
+            noise_by_rank: the batch makes the sampler key its noise by rank, so that none is known.
 
         Returns:
             Drafts of the chosen width for all requests, and the requests' rollouts (None where there is none).
@@ -100,7 +116,7 @@ class Drafter:
             rollout.length_class = length_class
         max_nodes = np.minimum(plan.max_drafts, _room(live)).clip(0, self._max_nodes).astype(np.int32)
         self._emitted_since_version = True
-        drafted = self._step(live, max_nodes, plan.floor)
+        drafted = self._step(live, max_nodes, plan.floor, noise_by_rank)
         choice = self.policy.width(drafted.probabilities, drafted.sizes, plan)
         # A width in between would be cheaper here, but the policy knows the cost of its own widths only.
         chosen = drafted.cut(choice.width, choice.drafts).widen(choice.width)
@@ -207,9 +223,14 @@ class Drafter:
             "policy": self.policy.describe(),
         }
 
-    def _step(self, live: list[Rollout], max_nodes: NDArray[np.int32], floor: NDArray[np.float32]) -> Drafts:
+    def _step(
+        self, live: list[Rollout], max_nodes: NDArray[np.int32], floor: NDArray[np.float32], noise_by_rank: bool
+    ) -> Drafts:
         """Append what the rollouts emitted since the last step, with what the target knew, and draft for each."""
         tokens, offsets, known = _unlearned(live)
+        codes = np.array([rollout.noise.coupling for rollout in live], np.uint8)
+        if noise_by_rank:
+            codes[codes == Coupling.SEEDED] = Coupling.BLIND
         arrays = step(
             [rollout.sequence for rollout in live],
             tokens,
@@ -220,6 +241,9 @@ class Drafter:
             shape=self.config.shape,
             ids=known.ids,
             probabilities=known.probabilities,
+            coupling=codes,
+            seeds=np.array([rollout.noise.seed for rollout in live], np.int64),
+            positions=_positions(live),
         )
         for rollout in live:
             rollout.learned = len(rollout.request.output_ids)
@@ -229,7 +253,7 @@ class Drafter:
         found = known[rejected.owners, rejected.nodes]
         bounds = np.searchsorted(rejected.owners, np.arange(len(rollouts) + 1)).tolist()
         for rollout, (start, end) in zip(rollouts, pairwise(bounds), strict=True):
-            if start < end and rollout is not None and rollout.teaches and hasattr(rollout.sequence, "reject"):
+            if start < end and rollout is not None and rollout.teaches:
                 part = found[start:end]
                 rollout.sequence.reject(rejected.contexts[start:end], part.ids, part.probabilities)
 
@@ -262,7 +286,8 @@ class Drafter:
         row = self.policy.open(problem.key, continued + request.sampling_params.max_new_tokens, continued)
         no_drafts = reason_not_to_draft(request) if wishes.get("draft", True) else "asked for none"
         teaches = reason_not_to_draft(request) is None
-        return Rollout(request, problem, sequence, row, admission.continued.copy(), no_drafts, teaches)
+        noise = self._noise_of(request) if self.config.coupled else Noise(Coupling.BLIND)
+        return Rollout(request, problem, sequence, row, admission.continued.copy(), no_drafts, noise, teaches)
 
     def _end(self, rollout: Rollout) -> None:
         request = rollout.request
@@ -348,6 +373,12 @@ def _room(rollouts: list[Rollout]) -> NDArray[np.int64]:
         ],
         np.int64,
     )
+
+
+def _positions(rollouts: list[Rollout]) -> NDArray[np.int64]:
+    """Position of each request's root row in the verify forward: its last token has no key and value yet."""
+    requests = [rollout.request for rollout in rollouts]
+    return np.array([len(r.origin_input_ids_unpadded) + len(r.output_ids) - 1 for r in requests], np.int64)
 
 
 def _unlearned(rollouts: list[Rollout]) -> tuple[NDArray[np.int64], NDArray[np.int64], Known]:

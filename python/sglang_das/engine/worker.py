@@ -21,7 +21,7 @@ from sglang.kernels.ops.speculative.cache_locs import assign_extend_cache_locs_f
 from sglang.srt.layers.logprob_processor import compute_spec_logprobs
 from sglang.srt.managers.scheduler import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
-from sglang.srt.runtime_context import get_device, get_spec
+from sglang.srt.runtime_context import get_device, get_exec, get_spec
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from sglang.srt.speculative.spec_utils import (
     commit_mamba_states_after_verify,
@@ -30,7 +30,7 @@ from sglang.srt.speculative.spec_utils import (
     record_stream_for_v2_verify,
 )
 
-from sglang_das.engine import control
+from sglang_das.engine import control, coupling
 from sglang_das.engine.config import DasConfig
 from sglang_das.engine.distributions import Distributions, prepare
 from sglang_das.engine.drafting import Drafter, Rollout
@@ -66,7 +66,9 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
 
         self.config = DasConfig.load()
         self.counters = Counters()
-        self.drafter = Drafter(self.config, self.max_width, self.counters)
+        # The CPU engine's sampler decides row by row, and tells what it draws from.
+        self._rowwise = hasattr(self.model_runner.sampler, "likeliest")
+        self.drafter = Drafter(self.config, self.max_width, self.counters, self._noise_of())
         self._ranks = Ranks.of_engine()
         self._widths = Widths(self.model_runner, self.max_width)
         self._widths.use_own_graph_runner()
@@ -159,7 +161,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         )
 
     def _decode(self, batch: Any, pp_proxy_tensors: Any) -> GenerationBatchResult:
-        drafts, rollouts = self._draft(batch.reqs)
+        drafts, rollouts = self._draft(batch)
         tree = DraftTree(drafts)
         roots = np.fromiter((request.output_ids[-1] for request in batch.reqs), np.int64, len(batch.reqs))
         self._start_verify(batch, tree, roots)
@@ -248,13 +250,22 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
 
     # Drafting, which may fail
 
-    def _draft(self, requests: list[Any]) -> tuple[Drafts, list[Rollout | None]]:
+    def _noise_of(self) -> coupling.NoiseOf:
+        if self._rowwise:
+            return coupling.of_rowwise_sampler
+        deterministic = get_exec().deterministic.enable_deterministic_inference
+        return coupling.of_deterministic_engine if deterministic else coupling.unknown
+
+    def _draft(self, batch: Any) -> tuple[Drafts, list[Rollout | None]]:
+        requests, info = batch.reqs, batch.sampling_info
+        filtered = info.need_top_k_sampling or info.need_top_p_sampling or info.need_min_p_sampling
+        by_rank = filtered and not self._rowwise
         nothing: list[Rollout | None] = [None] * len(requests)
         with self._cpu_time():
             self._observe_step_time(requests)
             proposed = None
             if self.off_reason is None:
-                proposed = self._guarded("drafting", lambda: self.drafter.propose(requests))
+                proposed = self._guarded("drafting", lambda: self.drafter.propose(requests, noise_by_rank=by_rank))
         drafts, rollouts = proposed if proposed is not None else (Drafts.none(len(requests)), nothing)
         drafts = self._ranks.agree_on_drafts(drafts).widen(self._widths.fit(drafts.width))
         self._step_clock.start(len(requests), drafts)
