@@ -25,7 +25,7 @@ def arguments(**changes):
         "enable_watermark": False,
         "enable_return_hidden_states": False,
     }
-    return SimpleNamespace(**{**plain, **changes})
+    return SimpleNamespace(attention_backend="fa3", page_size=64, **{**plain, **changes})
 
 
 def make():
@@ -40,6 +40,14 @@ def test_arguments_are_completed():
     assert resolved.speculative_eagle_topk == 1
     assert resolved.disable_overlap_schedule is True
     assert resolved.enable_mixed_chunk is False
+
+
+def test_trees_are_announced_to_the_engine():
+    resolved = arguments()
+    resolved.page_size = 1
+    make().handle_server_args(resolved)
+    assert resolved.speculative_num_draft_tokens == 16
+    assert resolved.speculative_eagle_topk > 1
 
 
 def test_a_given_width_is_kept():

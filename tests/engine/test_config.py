@@ -30,7 +30,7 @@ def test_yaml_and_inline_json_are_read(tmp_path):
     [
         ({"SGLANG_DAS_WINDOW": "many"}, "window must be of type int, got 'many'"),
         ({"SGLANG_DAS_ENABLED": "maybe"}, "enabled must be true or false, got 'maybe'"),
-        ({"SGLANG_DAS_SHAPE": "bush"}, "shape must be one of chain, tree, got 'bush'"),
+        ({"SGLANG_DAS_SHAPE": "bush"}, "shape must be one of auto, chain, tree, got 'bush'"),
         ({"SGLANG_DAS_MAX_WIDTH": "0"}, "max_width must be at least 1, got 0"),
         ({"SGLANG_DAS_CONFIG": '{"wondow": 3}'}, "unknown setting 'wondow'"),
         ({"SGLANG_DAS_CONFIG": "/nowhere.json"}, "cannot be read"),

@@ -16,8 +16,11 @@ EOS = 1
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ {}[]:,.-+\"'"
 
 
-def build_model(folder, *, vocabulary, sharpness, seed=7):
-    """Save a random two-layer Llama; `sharpness` scales its logits. Returns the folder."""
+def build_model(folder, *, vocabulary, sharpness, seed=7, attends=True):
+    """Save a random two-layer Llama; `sharpness` scales its logits. Returns the folder.
+
+    If it does not attend, its next token depends on the last one alone.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -37,6 +40,9 @@ def build_model(folder, *, vocabulary, sharpness, seed=7):
     )
     model = LlamaForCausalLM(config).to(torch.float32)
     with torch.no_grad():
+        if not attends:
+            for layer in model.model.layers:
+                layer.self_attn.o_proj.weight.zero_()
         model.lm_head.weight.mul_(sharpness / model.lm_head.weight.std() / config.hidden_size**0.5)
     model.save_pretrained(folder)
     _save_tokenizer(folder, vocabulary)

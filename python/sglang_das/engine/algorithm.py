@@ -13,6 +13,7 @@ from typing import Any
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from sglang_das.engine.config import DasConfig
+from sglang_das.engine.shapes import TREE_TOPK, choose_shape, verify_steps
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +40,18 @@ class DasAlgorithm(CustomSpecAlgo):  # type: ignore[misc]
 
         Raises:
             UnsupportedOption: naming the option, the reason and the remedy.
+            ConfigError: trees are asked for where they cannot be verified.
         """
         for reason in unsupported_options(server_args):
             raise UnsupportedOption(f"--speculative-algorithm DAS: {reason}")
-        width = server_args.speculative_num_draft_tokens or DasConfig.load().max_width
+        config = DasConfig.load()
+        width = server_args.speculative_num_draft_tokens or config.max_width
+        shape, reason = choose_shape(server_args, config.shape)
+        logger.info("DAS drafts %ss: %s", shape, reason)
+        topk = TREE_TOPK if shape == "tree" else 1
         server_args.speculative_num_draft_tokens = width
-        server_args.speculative_num_steps = max(width - 1, 1)
-        server_args.speculative_eagle_topk = 1
+        server_args.speculative_num_steps = verify_steps(width, topk)
+        server_args.speculative_eagle_topk = topk
         # Drafting needs the tokens accepted by the last step on the host, so there is nothing to overlap a step with.
         server_args.disable_overlap_schedule = True
         server_args.enable_mixed_chunk = False

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 PREFIX = "SGLANG_DAS_"
-Shape = Literal["chain", "tree"]
+Shape = Literal["auto", "chain", "tree"]
 SHAPES: tuple[str, ...] = get_args(Shape)
 
 
@@ -32,8 +32,8 @@ class DasConfig:
     """Whether to draft at all. Off, the server decodes plainly through the same worker."""
     arm: str = "das-classes"
     """The policy's arm: see `sglang_das.policy`."""
-    shape: Shape = "chain"
-    """Form of a draft: `chain` or `tree`."""
+    shape: Shape = "auto"
+    """Form of a draft: `chain`, `tree`, or `auto`, a tree wherever the attention backend can verify one."""
     soft: bool = True
     """Learn the target's likeliest tokens at emitted positions, beside the token drawn."""
     rejected: bool = True

@@ -238,7 +238,7 @@ class Drafter:
             max_nodes=max_nodes,
             min_probability=floor,
             width=max(int(max_nodes.max()), 1),
-            shape=self.config.shape,
+            shape="chain" if self.config.shape == "chain" else "tree",
             ids=known.ids,
             probabilities=known.probabilities,
             coupling=codes,

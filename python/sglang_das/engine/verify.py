@@ -50,13 +50,40 @@ class DasVerifyInput(NgramVerifyInput):  # type: ignore[misc]
         return kv_indices, cum_kv_seq_len, qo_indptr, None
 
 
-def verify_input(tree: DraftTree, roots: NDArray[np.int64], seq_lens: torch.Tensor) -> DasVerifyInput:
+def rows_mask(tree: DraftTree, device: torch.device) -> torch.Tensor:
+    """What the new rows see of each other, bool `[n * width * width]`: what CPU backends read."""
+    return torch.from_numpy(tree.ancestors().ravel()).to(device, non_blocking=True)
+
+
+def full_mask(tree: DraftTree, seq_lens: torch.Tensor, total: int) -> torch.Tensor:
+    """What the new rows see of everything, as GPU backends read it: request by request bool `[width, length + width]`.
+
+    Args:
+        tree: the step's draft tree, `[n, width]`.
+        seq_lens: each request's committed length on the device, `[n]`.
+        total: their sum.
+    """
+    n, width = tree.depth.shape
+    mask = torch.ones(width * (total + n * width), dtype=torch.bool, device=seq_lens.device)
+    lengths = seq_lens.long() + width
+    row_starts = (
+        width * (lengths.cumsum(0) - lengths)[:, None] + torch.arange(width, device=mask.device) * lengths[:, None]
+    )
+    columns = torch.arange(width, device=mask.device) + seq_lens[:, None]
+    mask[(row_starts[:, :, None] + columns[:, None, :]).ravel()] = rows_mask(tree, mask.device)
+    return mask
+
+
+def verify_input(
+    tree: DraftTree, roots: NDArray[np.int64], seq_lens: torch.Tensor, mask: torch.Tensor | None
+) -> DasVerifyInput:
     """The engine's verify input of one step.
 
     Args:
         tree: the step's draft tree, `[n, width]`.
         roots: each request's last emitted token, `[n]`.
         seq_lens: each request's committed length on the device, `[n]`.
+        mask: what the rows see, in the attention backend's form; none for chains on their own.
     """
     device = seq_lens.device
     n, width = tree.depth.shape
@@ -67,7 +94,7 @@ def verify_input(tree: DraftTree, roots: NDArray[np.int64], seq_lens: torch.Tens
     links = torch.from_numpy(np.stack([tree.first_child, tree.next_sibling])).to(device, non_blocking=True)
     return DasVerifyInput(
         draft_token=torch.from_numpy(tokens.ravel()).to(device, non_blocking=True),
-        custom_mask=None if tree.is_chain else torch.from_numpy(tree.ancestors().ravel()).to(device, non_blocking=True),
+        custom_mask=mask,
         positions=(seq_lens[:, None] + depth).ravel(),
         retrieve_index=torch.arange(n * width, device=device).view(n, width),
         retrieve_next_token=links[0],

@@ -19,6 +19,7 @@ import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.runtime_context import get_spec
 
+from sglang_das.engine.shapes import verify_steps
 from sglang_das.engine.verify import DasVerifyInput
 
 logger = logging.getLogger("sglang_das")
@@ -34,15 +35,22 @@ class _Pair:
 class Widths:
     """The widths a step may have, and the switch between them."""
 
-    def __init__(self, model_runner: Any, startup_width: int) -> None:
-        """Nothing is built yet; before `build`, the startup width is the only one on a GPU."""
+    def __init__(self, model_runner: Any, startup_width: int, topk: int) -> None:
+        """Nothing is built yet; before `build`, the startup width is the only one on a GPU.
+
+        `topk` is 1 for chains (`shapes`).
+        """
+        self._topk = topk
         self._runner = model_runner
         self._startup_width = startup_width
         self._pairs: dict[int, _Pair] = {}
 
     def use_own_graph_runner(self) -> None:
-        """Capture without a mask, from the startup graphs on: to be called before the engine captures them."""
-        if self._runner.device == "cuda":
+        """Capture chains without a mask, from the startup graphs on: to be called before the engine captures them.
+
+        Trees are captured by the engine's own runner, with a mask, as its NGRAM is.
+        """
+        if self._runner.device == "cuda" and self._topk == 1:
             self._runner._decode_cuda_graph_runner_cls = _graph_runner_class
 
     def build(self, widths: Iterable[int]) -> None:
@@ -79,12 +87,12 @@ class Widths:
         self._runner.decode_cuda_graph_runner = pair.graphs
 
     def _make_pair(self, width: int) -> _Pair:
-        steps = max(width - 1, 1)
+        steps = verify_steps(width, self._topk)
         with get_spec().override(speculative_num_draft_tokens=width, speculative_num_steps=steps):
             attention = self._runner._get_attention_backend(init_new_workspace=False)
             graphs = None
             if self._runner.decode_cuda_graph_runner is not None:
-                graphs = _graph_runner_class()(
+                graphs = self._runner._decode_cuda_graph_runner_cls()(
                     self._runner,
                     attn_backend=attention,
                     speculative_num_steps=steps,

@@ -8,6 +8,7 @@ the maximum width.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from sglang.srt.speculative.spec_utils import (
 )
 
 from sglang_das.engine import control, coupling
-from sglang_das.engine.config import DasConfig
+from sglang_das.engine.config import DasConfig, Shape
 from sglang_das.engine.distributions import Distributions, prepare
 from sglang_das.engine.drafting import Drafter, Rollout
 from sglang_das.engine.drafts import Drafts, DraftTree
@@ -39,7 +40,7 @@ from sglang_das.engine.ends import cut_at_ends
 from sglang_das.engine.matching import Match, match
 from sglang_das.engine.metrics import Counters, PeriodicLog
 from sglang_das.engine.ranks import Ranks
-from sglang_das.engine.verify import DasVerifyInput, sample_nodes, verify_input
+from sglang_das.engine.verify import DasVerifyInput, full_mask, rows_mask, sample_nodes, verify_input
 from sglang_das.engine.widths import Widths
 
 logger = logging.getLogger("sglang_das")
@@ -61,16 +62,17 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         # Read by the engine's metrics.
         self.speculative_num_draft_tokens = self.max_width
         self.speculative_num_steps = get_spec().speculative_num_steps
-        self.topk = 1
+        self.topk: int = get_spec().speculative_eagle_topk
         self.adaptive_controller = None
 
-        self.config = DasConfig.load()
+        shape: Shape = "chain" if self.topk == 1 else "tree"
+        self.config = dataclasses.replace(DasConfig.load(), shape=shape)
         self.counters = Counters()
         # The CPU engine's sampler decides row by row, and tells what it draws from.
         self._rowwise = hasattr(self.model_runner.sampler, "likeliest")
         self.drafter = Drafter(self.config, self.max_width, self.counters, self._noise_of())
         self._ranks = Ranks.of_engine()
-        self._widths = Widths(self.model_runner, self.max_width)
+        self._widths = Widths(self.model_runner, self.max_width, self.topk)
         self._widths.use_own_graph_runner()
         if self.config.keeps_distributions:
             prepare(self.model_runner.sampler)
@@ -200,7 +202,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
     def _start_verify(self, batch: Any, tree: DraftTree, roots: NDArray[np.int64]) -> None:
         """Turn the decode batch into the verify batch of this step (as `ngram_worker.py` does)."""
         n, width = tree.depth.shape
-        batch.spec_info = verify_input(tree, roots, batch.seq_lens)
+        batch.spec_info = verify_input(tree, roots, batch.seq_lens, self._mask(tree, batch))
         batch.forward_mode = ForwardMode.TARGET_VERIFY
         batch.input_ids = batch.spec_info.draft_token
         batch.out_cache_loc = assign_extend_cache_locs_func(
@@ -213,6 +215,13 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             device=self.device,
         )
         prepare_mamba_track_for_verify(batch)
+
+    def _mask(self, tree: DraftTree, batch: Any) -> torch.Tensor | None:
+        """The mask this step's attention reads, if any."""
+        if self.topk > 1 and self.model_runner.device != "cpu":
+            # Also for a chain: a captured graph reads the mask in any case.
+            return full_mask(tree, batch.seq_lens, int(batch.seq_lens_cpu.sum()))
+        return None if tree.is_chain else rows_mask(tree, batch.seq_lens.device)
 
     def _result(
         self,
