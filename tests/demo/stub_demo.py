@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from sglang_das import cli
-from sglang_das.demo import run, server
+from sglang_das.demo import arms, run, server
 from sglang_das.demo.tasks import Prompt
 
 STUB = Path(__file__).with_name("stub_server.py")
@@ -15,7 +15,7 @@ STUB = Path(__file__).with_name("stub_server.py")
 
 def main(folder: str, kinds: str, *options: str) -> int:
     server.STOP_PATIENCE_S = 1.0
-    kind_of = dict(zip(run.ARMS, kinds.split(","), strict=True))
+    kind_of = dict(zip(arms.KNOWN, kinds.split(","), strict=False))
     run.ensure_model = lambda say: Path(folder)
     run.make_prompts = lambda tasks, count, model, seed: [Prompt("made-up", [number, 5, 6]) for number in range(count)]
     run.detect_engine = lambda threads: server.Engine("cpu", [])

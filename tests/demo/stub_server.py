@@ -40,6 +40,10 @@ async def generate(request: web.Request) -> web.Response:
     tokens = tokens_of(body["input_ids"], body["sampling_params"])
     await asyncio.sleep(0.2 if kind == "stubborn" else 0.002)
     meta = {"completion_tokens": len(tokens), "finish_reason": {"type": "stop"}}
+    if body.get("return_logprob"):
+        meta["output_top_logprobs"] = [
+            [[-0.5 * (rank + 1), token + rank, None] for rank in range(body["top_logprobs_num"])] for token in tokens
+        ]
     if kind == "das":
         drafted += 2 * len(tokens)
         meta["spec_verify_ct"] = (len(tokens) - 1 + 1) // 2

@@ -1,7 +1,9 @@
 """The whole of `das demo` against stub servers: what it sends and reports, and that it leaves no process behind."""
 
 import contextlib
+import gzip
 import json
+import math
 import os
 import signal
 import socket
@@ -180,6 +182,45 @@ def test_a_hangup_under_nohup_is_ignored(folder):
     assert "Every rollout is token for token" in stdout
 
 
+@pytest.mark.parametrize("name", ["rollouts.jsonl", "rollouts.jsonl.gz"])
+def test_rollouts_are_recorded_with_all_a_replay_needs(folder, name):
+    path = folder / "recorded" / name
+    path.parent.mkdir()
+    result = demo(folder, "plain,das", "--record", str(path), "--json", str(folder / "report.json"))
+    assert result.returncode == 0, result.stderr
+    with gzip.open(path, "rt") if name.endswith(".gz") else path.open() as file:
+        lines = [json.loads(line) for line in file]
+    assert [(line["epoch"], line["problem"], line["sample"]) for line in lines] == [
+        (epoch, f"made-up-{prompt}", sample) for epoch in (1, 2) for prompt in range(2) for sample in range(3)
+    ]
+    assert len({line["seed"] for line in lines}) == len(lines)
+    for line in lines:
+        assert line["prompt"] == [int(line["problem"][-1]), 5, 6]
+        assert line["temperature"] == 0.8
+        assert line["top_ids"] == [[token + rank for rank in range(8)] for token in line["response"]]
+        assert line["top_probabilities"][0] == [round(math.exp(-0.5 * (rank + 1)), 5) for rank in range(8)]
+    assert "plain are recorded, which costs that server time" in result.stdout
+
+
+def test_only_the_first_arm_is_asked_for_distributions(folder):
+    assert demo(folder, "plain,das", "--record", str(folder / "rollouts")).returncode == 0
+    journals = [[json.loads(line) for line in file.read_text().splitlines()] for file in folder.glob("*.jsonl")]
+    asked = [sum(entry.get("return_logprob", False) for entry in journal) for journal in journals]
+    assert sorted(asked) == [0, 2 * 6]
+
+
+def test_arms_say_how_their_servers_differ():
+    from sglang_das.demo.arms import arm_options
+
+    assert arm_options("plain").options == []
+    das = arm_options("das:shape=chain:coupled=0")
+    assert das.options == arm_options("das").options == ["--speculative-algorithm", "DAS"]
+    assert das.environment == {"SGLANG_DAS_SHAPE": "chain", "SGLANG_DAS_COUPLED": "0"}
+    ngram = arm_options("ngram:5")
+    assert ngram.options[-2:] == ["--speculative-num-draft-tokens", "5"]
+    assert ngram.environment == {"SGLANG_DAS_DRAFTER": "ngram"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -187,7 +228,11 @@ def test_a_hangup_under_nohup_is_ignored(folder):
         (["--temperature", "-1"], "expected a number from 0 to 100"),
         (["--temperature", "nan"], "expected a number from 0 to 100"),
         (["--arms", "plain,plain"], "expected different names"),
-        (["--arms", "plain,magic"], "'magic'. Known: plain, das"),
+        (["--arms", "plain,magic"], "'magic'. Known: plain, das, ngram"),
+        (["--arms", "plain:1"], "'plain:1'. Known"),
+        (["--arms", "ngram:1"], "'ngram:1'. Known"),
+        (["--arms", "das:coupld=0"], "'coupld=0' is not SETTING=VALUE. The settings are"),
+        (["--record", "/nowhere/rollouts.jsonl"], "--record /nowhere/rollouts.jsonl: No such file or directory"),
         (["--json", "/nowhere/report.json"], "there is no folder /nowhere"),
     ],
 )

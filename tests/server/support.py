@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sglang_das.demo.server import ARMS, Server, detect_engine, free_ports, server_command
+from sglang_das.demo.server import Server, detect_engine, free_ports, server_command
 
 EOS = 1
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ {}[]:,.-+\"'"
@@ -166,4 +166,4 @@ def prompts(count, length=24, *, vocabulary=256, seed=0):
     return np.random.default_rng(seed).integers(2, vocabulary, (count, length)).tolist()
 
 
-__all__ = ["ARMS", "EOS", "LETTERS", "Client", "body", "build_model", "prompts", "start_server"]
+__all__ = ["EOS", "LETTERS", "Client", "body", "build_model", "prompts", "start_server"]

@@ -3,15 +3,19 @@
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
 from . import DemoError
 from .tasks import Prompt
+
+TOP = 8
+"""How many of the likeliest tokens of each distribution are asked for."""
 
 # A rollout's place in the run, packed into the 63 bits a non-negative int64 seed has.
 _EPOCH_BITS, _PROMPT_BITS, _SAMPLE_BITS = 20, 22, 21
@@ -44,6 +48,9 @@ class Rollout:
     verify_steps: int
     latency_s: float
     finish: str
+    top_ids: list[list[int]] = field(default_factory=list)
+    """Where distributions were asked for: of each token the likeliest tokens of the one it was drawn from."""
+    top_probabilities: list[list[float]] = field(default_factory=list)
 
 
 def rollout_seed(run: int, epoch: int, prompt: int, sample: int) -> int:
@@ -110,24 +117,28 @@ def warm_up_requests(slots: int) -> list[Request]:
 
 
 def run_rollouts(
-    url: str, requests: Sequence[Request], done: Callable[[], None] = lambda: None
+    url: str, requests: Sequence[Request], done: Callable[[], None] = lambda: None, *, distributions: bool = False
 ) -> tuple[list[Rollout], float]:
     """Send all requests at once; return the rollouts in the order of the requests, and the makespan in seconds.
 
-    `done` is called as each rollout comes back.
+    `done` is called as each rollout comes back. `distributions` asks for those that the tokens were drawn from.
 
     Raises:
         DemoError: the server refused a request or went away.
     """
-    return asyncio.run(_run_rollouts(url, requests, done))
+    return asyncio.run(_run_rollouts(url, requests, done, distributions))
 
 
-async def _run_rollouts(url: str, requests: Sequence[Request], done: Callable[[], None]) -> tuple[list[Rollout], float]:
+async def _run_rollouts(
+    url: str, requests: Sequence[Request], done: Callable[[], None], distributions: bool
+) -> tuple[list[Rollout], float]:
+    # Log-probabilities are those after temperature; nothing is filtered, so that is the distribution drawn from.
+    wanted = {"return_logprob": True, "top_logprobs_num": TOP} if distributions else {}
     async with _session() as session:
         start = time.perf_counter()
 
         async def rollout(request: Request) -> Rollout:
-            body = {"input_ids": request.input_ids, "sampling_params": request.sampling_params}
+            body = {"input_ids": request.input_ids, "sampling_params": request.sampling_params, **wanted}
             answer = await _call(session, "POST", f"{url}/generate", json=body)
             latency = time.perf_counter() - start
             done()
@@ -143,6 +154,7 @@ async def _run_rollouts(url: str, requests: Sequence[Request], done: Callable[[]
 
 def _rollout(request: Request, answer: dict[str, Any], latency: float) -> Rollout:
     meta, tokens = answer["meta_info"], answer["output_ids"]
+    top = meta.get("output_top_logprobs") or []  # (log-probability, token, text) of each
     return Rollout(
         request.prompt,
         request.sample,
@@ -150,6 +162,8 @@ def _rollout(request: Request, answer: dict[str, Any], latency: float) -> Rollou
         meta.get("spec_verify_ct", len(tokens) - 1),
         latency,
         (meta.get("finish_reason") or {}).get("type", "unknown"),
+        [[token for _, token, *_ in row] for row in top],
+        [[math.exp(log) for log, *_ in row] for row in top],
     )
 
 

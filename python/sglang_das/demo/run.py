@@ -8,6 +8,7 @@ server's, 1 if not, 2 if the comparison could not be run.
 """
 
 import argparse
+import re
 import shutil
 import sys
 import tempfile
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from . import DemoError, client
+from .arms import arm_options
 from .model import ensure_model
+from .recording import Recorder, open_recording
 from .report import GREEDY, Comparison, EpochRow, Report, Screen, epoch_row, lengths
-from .server import ARMS, Engine, Server, detect_engine, free_ports, interrupts_as_exceptions, server_command
+from .server import Engine, Server, detect_engine, free_ports, interrupts_as_exceptions, server_command
 from .tasks import Prompt, make_prompts
 
 # Short and long answers mixed, so that a step has a tail.
@@ -45,6 +48,7 @@ class Settings:
     threads: int
     arms: list[str]
     json: Path | None = None
+    record: Path | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--slots", type=_at_least(1), default=8, metavar="R", help="requests a server runs at once; the others queue")
     add("--seed", type=int, default=0, metavar="S", help="seed of the run: prompts and every rollout's sampling seed")
     add("--threads", type=_at_least(1), default=2, metavar="C", help="OpenMP threads of each server (CPU engine)")
-    add("--arms", type=_names, default="plain,das", metavar="NAMES", help="servers to compare, of: plain, das")
+    add("--arms", type=_names, default="plain,das", metavar="NAMES", help="servers to compare: plain, das, ngram")
+    add(
+        "--record",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="record the first arm's rollouts for replay",
+    )
     add("--json", type=Path, default=argparse.SUPPRESS, metavar="FILE", help="also write the report to this file")
 
 
@@ -104,8 +115,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _compare(settings: Settings) -> int:
-    if unknown := [arm for arm in settings.arms if arm not in ARMS]:
-        raise DemoError(f"--arms names {unknown[0]!r}. Known: {', '.join(ARMS)}")
+    for arm in settings.arms:
+        arm_options(arm)  # an unknown one is named before anything is started
     if settings.json is not None and not settings.json.parent.is_dir():
         raise DemoError(f"--json {settings.json}: there is no folder {settings.json.parent}")
     screen = Screen()
@@ -126,6 +137,13 @@ def _measure(settings: Settings, screen: Screen, logs: Path) -> Report:
     engine = detect_engine(settings.threads)
     longest = max(len(prompt.input_ids) for prompt in prompts) + settings.max_new_tokens
     with ExitStack() as stack:
+        recorder = None
+        if settings.record is not None:
+            recorder = Recorder(stack.enter_context(open_recording(settings.record)), prompts)
+            screen.line(
+                f"The rollouts of {settings.arms[0]} are recorded, which costs that server time: "
+                "compare times of runs without --record."
+            )
         servers = {}
         for arm, port in zip(settings.arms, free_ports(len(settings.arms)), strict=True):
             command = server_command(
@@ -137,14 +155,16 @@ def _measure(settings: Settings, screen: Screen, logs: Path) -> Report:
                 max_total_tokens=2 * settings.slots * (longest + 64),
                 port=port,
             )
-            servers[arm] = stack.enter_context(Server(arm, command, port, logs / f"{arm}.log", engine.environment))
+            environment = engine.environment | arm_options(arm).environment
+            log = logs / f"{re.sub('[^a-z0-9]', '-', arm)}.log"
+            servers[arm] = stack.enter_context(Server(arm, command, port, log, environment))
         for server in servers.values():
             with screen.waiting(f"starting the {server.name} server, log {server.log}") as tick:
                 server.wait_ready(tick)
         shared = _shared_settings(servers)
         screen.line(_introduction(settings, engine, shared))
         arms = {arm: Arm(server, screen) for arm, server in servers.items()}
-        return _run_epochs(settings, prompts, arms, screen, {"engine": engine.name} | shared)
+        return _run_epochs(settings, prompts, arms, screen, {"engine": engine.name} | shared, recorder)
 
 
 class Arm:
@@ -159,15 +179,19 @@ class Arm:
         """The arm's name."""
         return self._server.name
 
-    def rollouts(self, label: str, requests: list[client.Request]) -> tuple[list[client.Rollout], float]:
+    def rollouts(
+        self, label: str, requests: list[client.Request], *, distributions: bool = False
+    ) -> tuple[list[client.Rollout], float]:
         """Send the requests and wait for all of them; return the rollouts and the makespan in seconds."""
         with self._explaining(), self._screen.progress(f"{label}, {self.name}", len(requests)) as done:
-            return client.run_rollouts(self._server.url, requests, done)
+            return client.run_rollouts(self._server.url, requests, done, distributions=distributions)
 
-    def epoch(self, number: int, requests: list[client.Request]) -> tuple[list[client.Rollout], EpochRow]:
+    def epoch(
+        self, number: int, requests: list[client.Request], *, distributions: bool = False
+    ) -> tuple[list[client.Rollout], EpochRow]:
         """One timed epoch; the cache is flushed afterwards, as around a weight update."""
         before = self._counters()
-        rollouts, makespan_s = self.rollouts(f"epoch {number}", requests)
+        rollouts, makespan_s = self.rollouts(f"epoch {number}", requests, distributions=distributions)
         after = self._counters()
         gained = {key: after[key] - before[key] for key in after} if before and after else None
         if gained and gained["failures"]:
@@ -189,8 +213,14 @@ class Arm:
 
 
 def _run_epochs(
-    settings: Settings, prompts: list[Prompt], arms: dict[str, Arm], screen: Screen, shared: dict[str, Any]
+    settings: Settings,
+    prompts: list[Prompt],
+    arms: dict[str, Arm],
+    screen: Screen,
+    shared: dict[str, Any],
+    recorder: Recorder | None,
 ) -> Report:
+    recorded = settings.arms[0] if recorder else None
     for arm in arms.values():
         arm.rollouts("warm-up", client.warm_up_requests(settings.slots))
     rows: list[EpochRow] = []
@@ -207,7 +237,9 @@ def _run_epochs(
         )
         # Whoever goes first alternates, so that a machine growing faster or slower favours nobody.
         order = list(arms.values()) if epoch % 2 else list(arms.values())[::-1]
-        outcome = {arm.name: arm.epoch(epoch, requests) for arm in order}
+        outcome = {arm.name: arm.epoch(epoch, requests, distributions=arm.name == recorded) for arm in order}
+        if recorder:
+            recorder.write(epoch, requests, outcome[settings.arms[0]][0])
         counts = comparison.add(epoch, {name: rollouts for name, (rollouts, _) in outcome.items()})
         rows += [replace(outcome[name][1], identical=counts.get(name)) for name in arms]
         everything += outcome[settings.arms[0]][0]
@@ -215,7 +247,7 @@ def _run_epochs(
     if len(arms) > 1:
         greedy = client.greedy_requests(prompts, max_new_tokens=settings.max_new_tokens)
         comparison.add(GREEDY, {name: arm.rollouts("greedy", greedy)[0] for name, arm in arms.items()})
-    used = {name: value for name, value in asdict(settings).items() if name != "json"}
+    used = {name: value for name, value in asdict(settings).items() if name not in ("json", "record")}
     used |= {"rollouts_per_epoch": settings.prompts * settings.samples, "server": shared}
     return Report(used, rows, lengths(everything), comparison)
 

@@ -22,12 +22,7 @@ from typing import Self
 import psutil
 
 from . import DemoError
-
-# What is compared, by name: the options each kind of server has beyond those all of them share.
-ARMS: dict[str, list[str]] = {
-    "plain": [],
-    "das": ["--speculative-algorithm", "DAS"],
-}
+from .arms import arm_options
 
 START_TIMEOUT_S = 600.0
 STOP_PATIENCE_S = 10.0
@@ -59,7 +54,7 @@ def detect_engine(threads: int) -> Engine:
 
 
 def server_command(arm: str, model: Path, engine: Engine, *, slots: int, max_total_tokens: int, port: int) -> list[str]:
-    """The command line of one arm's server; arms differ in `ARMS[arm]` alone."""
+    """The command line of one arm's server; arms differ in `arm_options` alone."""
     shared = {
         "--model-path": str(model),
         "--host": "127.0.0.1",
@@ -71,7 +66,15 @@ def server_command(arm: str, model: Path, engine: Engine, *, slots: int, max_tot
     }
     pairs = [word for pair in shared.items() for word in pair]
     # The servers take turns, and one that waits must not take a core from the one that works.
-    return [sys.executable, "-m", "sglang.launch_server", *pairs, "--sleep-on-idle", *engine.options, *ARMS[arm]]
+    return [
+        sys.executable,
+        "-m",
+        "sglang.launch_server",
+        *pairs,
+        "--sleep-on-idle",
+        *engine.options,
+        *arm_options(arm).options,
+    ]
 
 
 def free_ports(count: int) -> list[int]:
@@ -114,7 +117,9 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         self._command = list(command)
-        self._environment = os.environ | {"HF_HUB_OFFLINE": "1"} | (environment or {})
+        # What SGLang compiles when it is first used, it compiles with tools that lie beside this Python.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        self._environment = os.environ | {"HF_HUB_OFFLINE": "1", "PATH": path} | (environment or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

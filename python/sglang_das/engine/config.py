@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 PREFIX = "SGLANG_DAS_"
 Shape = Literal["auto", "chain", "tree"]
 SHAPES: tuple[str, ...] = get_args(Shape)
+DRAFTERS = ("das", "ngram")
 
 
 class ConfigError(ValueError):
@@ -28,6 +29,8 @@ class ConfigError(ValueError):
 class DasConfig:
     """Settings of one server. The defaults are meant to be enough."""
 
+    drafter: Literal["das", "ngram"] = "das"
+    """Who drafts; `ngram` is SGLang's own corpus, for comparisons only."""
     enabled: bool = True
     """Whether to draft at all. Off, the server decodes plainly through the same worker."""
     arm: str = "das-classes"
@@ -62,6 +65,8 @@ class DasConfig:
         """Reject what cannot work, before anything is built on it."""
         if self.shape not in SHAPES:
             raise ConfigError(f"shape must be one of {', '.join(SHAPES)}, got {self.shape!r}")
+        if self.drafter not in DRAFTERS:
+            raise ConfigError(f"drafter must be one of {', '.join(DRAFTERS)}, got {self.drafter!r}")
         for name, least in (
             ("max_width", 1),
             ("window", 1),
@@ -95,7 +100,7 @@ class DasConfig:
     @property
     def keeps_distributions(self) -> bool:
         """Whether anything is learnt of the distributions tokens are drawn from."""
-        return self.soft or self.rejected
+        return (self.soft or self.rejected) and self.drafter == "das"
 
     def describe(self) -> dict[str, Any]:
         """The settings as plain values, for logs and server info."""

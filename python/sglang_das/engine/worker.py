@@ -70,7 +70,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         self.counters = Counters()
         # The CPU engine's sampler decides row by row, and tells what it draws from.
         self._rowwise = hasattr(self.model_runner.sampler, "likeliest")
-        self.drafter = Drafter(self.config, self.max_width, self.counters, self._noise_of())
+        self.drafter = self._make_drafter()
         self._ranks = Ranks.of_engine()
         self._widths = Widths(self.model_runner, self.max_width, self.topk)
         self._widths.use_own_graph_runner()
@@ -258,6 +258,13 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         )
 
     # Drafting, which may fail
+
+    def _make_drafter(self) -> Drafter:
+        if self.config.drafter == "ngram":
+            from sglang_das.engine.ngram import NgramDrafter
+
+            return NgramDrafter(self.config, self.max_width, self.counters)
+        return Drafter(self.config, self.max_width, self.counters, self._noise_of())
 
     def _noise_of(self) -> coupling.NoiseOf:
         if self._rowwise:
