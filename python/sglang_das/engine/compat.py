@@ -52,6 +52,7 @@ LATE = (
     ),
     Need("sglang.srt.sampling.sampling_batch_info", "SamplingBatchInfo.update_regex_vocab_mask", ("self",)),
     Need("sglang.srt.sampling.sampling_batch_info", "SamplingBatchInfo.apply_logits_bias", ("self", "logits")),
+    Need("sglang.srt.sampling.sampling_params", "TOP_K_ALL"),
     Need("sglang.srt.sampling.sampling_batch_info", "ProcessorEntry", ("processor", "rows", "indices")),
     Need("sglang.srt.constrained.base_grammar_backend", "GrammarMask", ("grammar", "vocab_mask")),
     Need(
