@@ -121,14 +121,6 @@ class Sequence:
         `max_depth` tokens).
         """
 
-    def reject(self, contexts: _KnownIds, ids: _KnownIds, probabilities: _KnownProbabilities) -> None:
-        """Learns what the target's distributions were after drafts that were not kept.
-
-        `contexts` [n, 2] has the last two tokens before each place, the older first; `ids` and `probabilities` [n, k]
-        are as in `append`. It goes to a table of bounded size that all problems of a history share; outside a history
-        it has no effect. ValueError or TypeError if shapes, types or values do not fit.
-        """
-
     def draft(
         self,
         max_tokens: int = 16,

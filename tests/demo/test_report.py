@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 from sglang_das.demo.client import Rollout
-from sglang_das.demo.report import GREEDY, Comparison, Difference, EpochRow, Screen, epoch_row, lengths, warm_ratio
+from sglang_das.demo.report import GREEDY, Comparison, Difference, EpochRow, epoch_row, lengths, warm_ratio
+from sglang_das.screen import Screen
 
 
 def rollout(tokens, steps=None, prompt=0, sample=0, finish="stop"):

@@ -1,22 +1,16 @@
-"""Adding up the rollouts, and showing them: live progress, a table, a JSON file.
+"""Adding up the rollouts, and showing them: a table, a JSON file."""
 
-Terminals get moving bars and colour; anything else gets plain lines without control characters.
-"""
-
-import contextlib
 import json
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from .. import machine
+from ..screen import Screen
 from .client import Rollout
 
 GREEDY = 0  # stands for the greedy comparison where an epoch is named; epochs count from 1
@@ -163,7 +157,7 @@ class Report:
         }
         path.write_text(json.dumps(content, indent=2) + "\n")
 
-    def show(self, screen: "Screen") -> None:
+    def show(self, screen: Screen) -> None:
         """Print the table and what it comes to."""
         screen.table(self._table())
         size = self.lengths
@@ -224,52 +218,3 @@ class Report:
 
 def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-class Screen:
-    """Where the run is watched: progress bars on a terminal, plain lines elsewhere."""
-
-    def __init__(self, console: Console | None = None):
-        self._console = console or Console(highlight=False)
-        if not self._console.is_terminal:
-            self._console.width = max(self._console.width, 120)  # a file has no width; do not fold the table
-
-    def line(self, text: str) -> None:
-        """Print a line."""
-        self._console.print(text, markup=False, soft_wrap=True)
-
-    def table(self, table: Table) -> None:
-        """Print a table."""
-        self._console.print(table)
-
-    @contextlib.contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Callable[[], None]]:
-        """Show how far something with `total` parts is; the block gets a function to call after each part."""
-        if not self._console.is_terminal:
-            yield self._plain_progress(label, total)
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True) as bars:
-            task = bars.add_task(label, total=total)
-            yield lambda: bars.advance(task)
-
-    def _plain_progress(self, label: str, total: int) -> Callable[[], None]:
-        start, done = time.monotonic(), 0
-
-        def advance() -> None:
-            nonlocal done
-            before, done = done, done + 1
-            if before * 4 // total != done * 4 // total:  # a line for each quarter
-                self.line(f"{label}: {done}/{total}, {time.monotonic() - start:.0f} s")
-
-        return advance
-
-    @contextlib.contextmanager
-    def waiting(self, label: str) -> Iterator[Callable[[float], None]]:
-        """Show that something is waited for; the block gets a function to call with the seconds so far."""
-        if not self._console.is_terminal:
-            self.line(label)
-            yield lambda seconds: None
-            return
-        with self._console.status(label) as status:
-            yield lambda seconds: status.update(f"{label} ({seconds:.0f} s)")
