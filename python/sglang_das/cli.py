@@ -18,6 +18,11 @@ COMMANDS = {
         "sglang",
         "check that this installation can serve with DAS",
     ),
+    "replay": (
+        "sglang_das.replay.run",
+        "replay",
+        "replay recorded rollouts against drafters: what each accepts, promises and costs",
+    ),
 }
 
 

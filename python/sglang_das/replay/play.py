@@ -1,0 +1,204 @@
+"""The steps of a server over recorded rollouts: a few slots, many requests, a verify step for all that run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sglang_das.engine.drafts import Drafts
+
+from .accept import accept
+from .control import Control, Latency
+from .drafters import Drafter, Turn
+from .trace import Trace
+
+Tick = Callable[[int], None]
+"""Is told how many tokens have been played since it was last told."""
+
+
+@dataclass(frozen=True)
+class Played:
+    """What happened: one entry per turn (t), per request and turn (r), per drafted node (`[r, nodes]`)."""
+
+    epoch: NDArray[np.int64]
+    """Epoch of each turn, `[t]`."""
+    requests: NDArray[np.int64]
+    """Running requests, `[t]`."""
+    draft_seconds: NDArray[np.float64]
+    """What the drafter's step took, `[t]`."""
+    step_seconds: NDArray[np.float64]
+    """What the verify step takes by the latency model, `[t]`."""
+    rollout: NDArray[np.int64]
+    """Rollout of the trace, `[r]`."""
+    position: NDArray[np.int64]
+    """Tokens it had generated before the step, `[r]`."""
+    emitted: NDArray[np.int64]
+    """Tokens of the step, `[r]`."""
+    sizes: NDArray[np.int32]
+    """Nodes verified, `[r]`."""
+    parents: NDArray[np.int16]
+    """Node above each, -1 for the root, `[r, nodes]`."""
+    probabilities: NDArray[np.float32]
+    """Path probabilities, 0 from drafters that have none, `[r, nodes]`."""
+    kept: NDArray[np.bool_]
+    """Which nodes were accepted, `[r, nodes]`."""
+
+    def save(self, path: Path) -> None:
+        """Writes it to an npz file."""
+        np.savez(path, **{field.name: getattr(self, field.name) for field in fields(self)})
+
+    @staticmethod
+    def load(path: Path) -> Played:
+        """Reads what `save` wrote."""
+        with np.load(path) as file:
+            return Played(**dict(file))
+
+    @staticmethod
+    def join(parts: Sequence[Played], rollouts: Sequence[NDArray[np.int64]]) -> Played:
+        """Several plays as one; `rollouts[i]` are the joined trace's numbers of the rollouts of part i."""
+        joined = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Played)}
+        joined["rollout"] = np.concatenate([names[part.rollout] for part, names in zip(parts, rollouts, strict=True)])
+        return Played(**joined)
+
+
+class _Log:
+    """Collects turns, nodes padded to the full width."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._turns: list[tuple[int, int, float, float]] = []
+        self._rows: dict[str, list[NDArray[Any]]] = {}
+        none, no_nodes = np.zeros(0, np.int64), Drafts.none(0)  # so that a play without a step has arrays too
+        self.rows(none, none, none, no_nodes, np.zeros((0, 0), np.bool_))
+
+    def turn(self, epoch: int, requests: int, draft_seconds: float, step_seconds: float) -> None:
+        self._turns.append((epoch, requests, draft_seconds, step_seconds))
+
+    def rows(
+        self,
+        rollout: NDArray[np.int64],
+        position: NDArray[np.int64],
+        emitted: NDArray[np.int64],
+        drafts: Drafts,
+        kept: NDArray[np.bool_],
+    ) -> None:
+        columns: dict[str, NDArray[Any]] = {
+            "rollout": rollout,
+            "position": position,
+            "emitted": emitted,
+            "sizes": drafts.sizes,
+            "parents": drafts.parents,
+            "probabilities": drafts.probabilities,
+            "kept": kept,
+        }
+        for name, values in columns.items():
+            self._rows.setdefault(name, []).append(values)
+
+    def played(self) -> Played:
+        epoch, requests, draft_seconds, step_seconds = np.array(self._turns, np.float64).reshape(-1, 4).T
+        columns: dict[str, Any] = {name: self._joined(values) for name, values in self._rows.items()}
+        columns["parents"] = columns["parents"].astype(np.int16)
+        return Played(
+            epoch=epoch.astype(np.int64),
+            requests=requests.astype(np.int64),
+            draft_seconds=draft_seconds,
+            step_seconds=step_seconds,
+            **columns,
+        )
+
+    def _joined(self, values: list[NDArray[Any]]) -> NDArray[Any]:
+        if values[0].ndim == 1:
+            return np.concatenate(values)
+        joined = np.zeros((sum(map(len, values)), self._width), values[0].dtype)
+        at = 0
+        for part in values:
+            joined[at : at + len(part), : part.shape[1]] = part
+            at += len(part)
+        return joined
+
+
+def play(
+    trace: Trace, drafter: Drafter, control: Control, slots: int, latency: Latency, tick: Tick = lambda tokens: None
+) -> Played:
+    """Plays the epochs of a trace in order; in each, `slots` requests run at once and the others wait their turn.
+
+    A request's first token comes from its prefill, as in a server; every other one from a verify step.
+    """
+    for epoch in range(trace.learned_epochs):
+        drafter.learn(trace.of_epoch(epoch))
+        drafter.advance()
+    log = _Log(control.width)
+    for epoch in trace.played_epochs:
+        _play_epoch(trace, epoch, drafter, control, slots, latency, log, tick)
+        drafter.advance()
+    return log.played()
+
+
+def _play_epoch(
+    trace: Trace,
+    epoch: int,
+    drafter: Drafter,
+    control: Control,
+    slots: int,
+    latency: Latency,
+    log: _Log,
+    tick: Tick,
+) -> None:
+    waiting = trace.of_epoch(epoch)[::-1]
+    none = np.zeros(0, np.int64)
+    running, known, done = none, none, none  # rollouts, and of each the tokens drafted from and those emitted
+    while waiting or len(running):
+        started: list[int] = []
+        while waiting and len(running) + len(started) < slots:
+            rollout = waiting.pop()
+            tick(1)
+            if trace.lengths[rollout] > 1:  # otherwise its prefill is all there is
+                started.append(rollout)
+                drafter.open(rollout)
+                control.open(rollout, int(trace.problems[rollout]), int(trace.lengths[rollout]))
+        new = np.array(started, np.int64)
+        running = np.concatenate([running, new])
+        known, done = np.concatenate([known, 0 * new]), np.concatenate([done, 0 * new + 1])
+        if not len(running):
+            continue
+        emitted = _step(trace, epoch, (running, known, done), len(waiting), drafter, control, latency, log)
+        tick(int(emitted.sum()))
+        known, done = done, done + emitted
+        over = done == trace.lengths[running]
+        for rollout, begin in zip(running[over].tolist(), known[over].tolist(), strict=True):
+            drafter.close(rollout, begin)
+            control.close(rollout, int(trace.lengths[rollout]))
+        running, known, done = running[~over], known[~over], done[~over]
+
+
+def _step(
+    trace: Trace,
+    epoch: int,
+    state: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    waiting: int,
+    drafter: Drafter,
+    control: Control,
+    latency: Latency,
+    log: _Log,
+) -> NDArray[np.int64]:
+    """One verify step; returns how many tokens each request emitted."""
+    running, known, done = state
+    max_nodes, floors = control.plan(running, done, waiting)
+    turn = Turn(running, known, done, max_nodes, floors)
+    start = time.perf_counter()
+    drafts = drafter.step(turn)
+    draft_seconds = time.perf_counter() - start
+    drafts = control.choose(drafts)
+    kept = accept(drafts, trace.future(running, done, drafts.width - 1))
+    emitted: NDArray[np.int64] = np.minimum(kept.sum(axis=1) + 1, trace.lengths[running] - done)
+    step_seconds = latency(len(running), len(running) * drafts.width)
+    control.observe(drafts, emitted, kept, step_seconds)
+    log.turn(epoch, len(running), draft_seconds, step_seconds)
+    log.rows(running, done, emitted, drafts, kept)
+    return emitted
