@@ -1,7 +1,10 @@
 """The schedule of a play against one written out request by request."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import sglang_das
 from hypothesis import given
 from hypothesis import strategies as st
 from sglang_das.engine.drafts import Drafts
@@ -155,13 +158,13 @@ def test_a_drafter_never_sees_what_comes():
 def test_the_root_of_a_step_has_the_position_of_the_last_token(monkeypatch):
     trace = make_trace([[5, 6, 7, 8], [5, 9]])
     seen = []
-    real = drafters._step
+    real = sglang_das.step
 
     def spy(*arguments, positions, seeds, coupling, **named):
         seen.append((positions.tolist(), seeds.tolist(), coupling.tolist()))
         return real(*arguments, positions=positions, seeds=seeds, coupling=coupling, **named)
 
-    monkeypatch.setattr(drafters, "_step", spy)
+    monkeypatch.setattr(sglang_das, "step", spy)
     play(trace, Das(trace, OURS["das"], 1), FixedBudget(1), 2, LATENCY)
     # A prompt of 3 tokens and the one from its prefill: the last of them has position 3.
     assert seen[0] == ([3, 3], [7, 8], [drafters.SEEDED] * 2)
@@ -185,6 +188,7 @@ def test_rollouts_played_apart_are_those_played_alone():
     joined = Played.join(parts, [np.array([0, 1, 2, 3 + i]) for i in range(3)])
     for i in range(3):
         alone = make_trace([*responses[:3], responses[3 + i]], epochs=[0, 0, 0, 1], learned_epochs=1)
+        alone = replace(alone, seeds=np.array([*trace.seeds[:3], trace.seeds[3 + i]]))
         expected = play(alone, Das(alone, OURS["das"], 3), FixedBudget(3), 1, LATENCY)
         assert joined.emitted[joined.rollout == 3 + i].tolist() == expected.emitted.tolist()
 

@@ -30,6 +30,8 @@ class Comparison:
     epochs: str
     """Which epochs the rows count."""
     results: list[Row]
+    cold_results: list[Row]
+    """The same for the first epoch; empty if `results` is that, or if it was not played."""
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -53,8 +55,9 @@ def compare(
     """
     trace = setup.read()
     cold = setup.cold or int(trace.epochs[-1]) == 0
-    figures = Figures(trace, cold, next(jobs.run([Job(PLAIN, 0)], trace, setup, lambda tokens: None)))
-    result = Comparison(trace, setup, figures.epochs, [figures.row(PLAIN, 0, 0.0, False, figures.plain)])
+    plain = next(jobs.run([Job(PLAIN, 0)], trace, setup, lambda tokens: None))
+    figures, first = Figures(trace, cold, plain), Figures(trace, True, plain)
+    result = Comparison(trace, setup, figures.epochs, [figures.row(PLAIN, 0, 0.0, False, plain)], [])
     for label, todo in _groups(drafters, budgets).items():
         package = PACKAGES.get(todo[0].drafter)
         python = pythons.get(package or "", sys.executable)
@@ -66,8 +69,12 @@ def compare(
             played = jobs.run_apart(todo, setup, python, tick) if package else list(jobs.run(todo, trace, setup, tick))
         for job, outcome in zip(todo, played, strict=True):
             floor = 0.0 if job.budget == POLICY else setup.floor
-            result.results.append(figures.row(job.drafter, job.budget, floor, jobs.promises(job.drafter), outcome))
+            made = (job.drafter, job.budget, floor, jobs.promises(job.drafter), outcome)
+            result.results.append(figures.row(*made))
+            if not cold and not trace.learned_epochs:
+                result.cold_results.append(first.row(*made))
     result.results += _best_of(result.results)
+    result.cold_results += _best_of(result.cold_results)
     return result
 
 

@@ -111,7 +111,9 @@ class Das:
     promises: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        self._history = _history(soft=self.ideas.soft, shared=self.ideas.shared)
+        ideas: dict[str, Any] = {"soft": self.ideas.soft, "shared": self.ideas.shared}
+        self._history = sglang_das.RolloutHistory(window=WINDOW, **ideas)
+        self._native: Any = sglang_das.step
         self._open: dict[int, sglang_das.Sequence] = {}
         trace = self.trace
         coupling = np.where(trace.greedy, GREEDY, np.where(trace.seeded, SEEDED, BLIND)).astype(np.uint8)
@@ -134,7 +136,7 @@ class Das:
         places = trace.places(turn.rollouts, turn.begin, turn.end)
         offsets = np.concatenate(([0], np.cumsum(turn.end - turn.begin)))
         return Drafts(
-            *_step(
+            *self._native(
                 [self._open[rollout] for rollout in turn.rollouts.tolist()],
                 trace.tokens[places],
                 offsets,
@@ -157,16 +159,3 @@ class Das:
 
     def _known(self, places: NDArray[Any]) -> dict[str, Any]:
         return self.trace.known(places) if self.ideas.soft else {}
-
-
-_COUPLED = "coupling" in str(getattr(sglang_das.step, "__text_signature__", ""))
-
-
-def _history(**ideas: bool) -> sglang_das.RolloutHistory:
-    return sglang_das.RolloutHistory(window=WINDOW, **(ideas if _COUPLED else {}))
-
-
-def _step(*arguments: Any, coupling: Any, seeds: Any, positions: Any, **named: Any) -> Any:
-    noise = {"coupling": coupling, "seeds": seeds, "positions": positions} if _COUPLED else {}
-    native: Any = sglang_das.step
-    return native(*arguments, **named, **noise)
