@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from ..screen import Screen
 from . import jobs
-from .drafters import OURS
 from .figures import Figures, Row
 from .jobs import PLAIN, POLICY, Job, Setup
 from .peers import PACKAGES
@@ -17,8 +16,20 @@ from .trace import Trace
 NGRAM = "ngram"
 """SGLang's corpus, by whichever of its two match types accepts more at a budget."""
 _MATCH_TYPES = ("ngram-bfs", "ngram-prob")
-NAMES = (*OURS, "arctic", NGRAM, *_MATCH_TYPES)
-"""What can be asked for."""
+ABOUT = {
+    "das": "ours with all it knows",
+    "das-blind": "without the sampler's noise",
+    "das-hard": "without the target's distributions",
+    "das-own": "without the back-off over all problems",
+    "das-counts": "without any of the three: counts of the problem's own rollouts",
+    "das-chain": "as das, one token after another instead of a tree",
+    "arctic": "ArcticInference's suffix decoding",
+    NGRAM: "SGLang's n-gram corpus, by its better match type",
+    "ngram-bfs": "SGLang's n-gram corpus, by recency",
+    "ngram-prob": "SGLang's n-gram corpus, by frequency",
+}
+"""What can be asked for, and what it is."""
+NAMES = tuple(ABOUT)
 
 
 @dataclass

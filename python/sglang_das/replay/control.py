@@ -34,8 +34,8 @@ class Control(Protocol):
     def width(self) -> int:
         """Most nodes a request may draft."""
 
-    def open(self, rollout: int, problem: int, length: int) -> None:
-        """A rollout begins that may become so long."""
+    def open(self, rollout: int, problem: int) -> None:
+        """A rollout begins."""
 
     def plan(
         self, rollouts: Rollouts, generated: Rollouts, waiting: int
@@ -59,7 +59,7 @@ class FixedBudget:
     width: int
     floor: float = 0.0
 
-    def open(self, rollout: int, problem: int, length: int) -> None:
+    def open(self, rollout: int, problem: int) -> None:
         """Nothing to note."""
 
     def plan(
@@ -91,7 +91,7 @@ class ByPolicy:
         self._rows: dict[int, int] = {}
         self._plan: Plan | None = None
 
-    def open(self, rollout: int, problem: int, length: int) -> None:
+    def open(self, rollout: int, problem: int) -> None:
         """Admits the rollout."""
         self._rows[rollout] = self.policy.open(problem, self._longest)
 

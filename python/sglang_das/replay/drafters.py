@@ -79,8 +79,7 @@ OURS = {
     "das-counts": Ideas(coupled=False, soft=False, shared=False),
     "das-chain": Ideas(shape="chain"),
 }
-"""Our drafter with all ideas, without the sampler's noise, without distributions, without the shared back-off, with
-none of the three, and in chains."""
+"""Our drafter by name: with all ideas, without some, and in chains."""
 
 
 class Nobody:

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from .compare import ABOUT
 from .jobs import POLICY
 from .plots import Series, bars, colour, lines
 from .report import best_peer, shown
@@ -37,6 +38,7 @@ svg { width: 100%; height: auto; display: block; margin-top: 6px; }
 svg text { fill: var(--soft); font-size: 12px; } svg .axis { fill: var(--ink); font-size: 12.5px; }
 svg .grid { stroke: var(--rule); } svg .guide { stroke: var(--soft); stroke-dasharray: 5 4; }
 .legend { display: flex; flex-wrap: wrap; gap: 6px 18px; margin: 12px 0; font-size: 14px; }
+.legend small { color: var(--soft); margin-left: 6px; }
 .legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 6px; }
 .tabs input { position: absolute; opacity: 0; }
 .tabs label { display: inline-block; padding: 5px 15px; margin: 0 6px 12px 0; border: 1px solid var(--rule);
@@ -117,7 +119,10 @@ def _policy_card(row: Row) -> tuple[str, str, str]:
 
 
 def _legend(names: Sequence[str]) -> str:
-    entries = (f'<span><i style="background:{colour(name, names)}"></i>{escape(name)}</span>' for name in names)
+    entries = (
+        f'<span><i style="background:{colour(name, names)}"></i>{escape(name)}<small>{escape(ABOUT[name])}</small></span>'
+        for name in names
+    )
     return f'<div class="legend">{"".join(entries)}</div>'
 
 
@@ -283,7 +288,8 @@ def _footer(content: Content) -> str:
         f"<footer>{left_out}<p>{settings['slots']} requests at a time. A verify step takes {latency['base']} s + "
         f"{latency['per_request']} s per request + {latency['per_row']} s per row; the rows of a step are its requests "
         f"times the widest draft and one. Drafting times are per request, measured on {escape(machine['cpu'])}, "
-        f"{machine['cores']} cores, and include learning what was emitted.</p>"
+        f"{machine['cores']} cores, and include learning what was emitted. A live server also learns from drafted nodes "
+        f"that were not kept; a recording does not have them.</p>"
         f"<p>sglang-das {escape(str(machine['versions']['sglang-das']))}, Python "
         f"{escape(machine['versions']['python'])}.</p></footer>"
     )

@@ -135,70 +135,67 @@ def play(
         drafter.advance()
     log = _Log(control.width)
     for epoch in trace.played_epochs:
-        _play_epoch(trace, epoch, drafter, control, slots, latency, log, tick)
+        server = _Server(trace, epoch, drafter, control, latency, log)
+        while server.admit(slots, tick):
+            tick(server.step())
+            server.retire()
         drafter.advance()
     return log.played()
 
 
-def _play_epoch(
-    trace: Trace,
-    epoch: int,
-    drafter: Drafter,
-    control: Control,
-    slots: int,
-    latency: Latency,
-    log: _Log,
-    tick: Tick,
-) -> None:
-    waiting = trace.of_epoch(epoch)[::-1]
-    none = np.zeros(0, np.int64)
-    running, known, done = none, none, none  # rollouts, and of each the tokens drafted from and those emitted
-    while waiting or len(running):
+class _Server:
+    """The requests of an epoch."""
+
+    def __init__(
+        self, trace: Trace, epoch: int, drafter: Drafter, control: Control, latency: Latency, log: _Log
+    ) -> None:
+        self._trace, self._epoch, self._drafter, self._control = trace, epoch, drafter, control
+        self._latency, self._log = latency, log
+        self._waiting = trace.of_epoch(epoch)[::-1]
+        self._running = np.zeros(0, np.int64)
+        """Rollouts of the running requests, `[n]`."""
+        self._known = np.zeros(0, np.int64)
+        """Tokens of each that the drafter knows, `[n]`."""
+        self._done = np.zeros(0, np.int64)
+        """Tokens of each that are emitted, `[n]`."""
+
+    def admit(self, slots: int, tick: Tick) -> bool:
+        """Fills free slots from the queue, each request with the token of its prefill; whether any runs."""
         started: list[int] = []
-        while waiting and len(running) + len(started) < slots:
-            rollout = waiting.pop()
+        while self._waiting and len(self._running) + len(started) < slots:
+            rollout = self._waiting.pop()
             tick(1)
-            if trace.lengths[rollout] > 1:  # otherwise its prefill is all there is
+            if self._trace.lengths[rollout] > 1:  # otherwise its prefill is all there is
                 started.append(rollout)
-                drafter.open(rollout)
-                control.open(rollout, int(trace.problems[rollout]), int(trace.lengths[rollout]))
-        new = np.array(started, np.int64)
-        running = np.concatenate([running, new])
-        known, done = np.concatenate([known, 0 * new]), np.concatenate([done, 0 * new + 1])
-        if not len(running):
-            continue
-        emitted = _step(trace, epoch, (running, known, done), len(waiting), drafter, control, latency, log)
-        tick(int(emitted.sum()))
-        known, done = done, done + emitted
-        over = done == trace.lengths[running]
-        for rollout, begin in zip(running[over].tolist(), known[over].tolist(), strict=True):
-            drafter.close(rollout, begin)
-            control.close(rollout, int(trace.lengths[rollout]))
-        running, known, done = running[~over], known[~over], done[~over]
+                self._drafter.open(rollout)
+                self._control.open(rollout, int(self._trace.problems[rollout]))
+        self._running = np.append(self._running, np.array(started, np.int64))
+        self._known = np.append(self._known, np.zeros(len(started), np.int64))
+        self._done = np.append(self._done, np.ones(len(started), np.int64))
+        return bool(len(self._running))
 
+    def step(self) -> int:
+        """A verify step of all that run; returns how many tokens they emitted."""
+        trace, running, done = self._trace, self._running, self._done
+        max_nodes, floors = self._control.plan(running, done, len(self._waiting))
+        turn = Turn(running, self._known, done, max_nodes, floors)
+        start = time.perf_counter()
+        drafts = self._drafter.step(turn)
+        draft_seconds = time.perf_counter() - start
+        drafts = self._control.choose(drafts)
+        kept = accept(drafts, trace.future(running, done, drafts.width - 1))
+        emitted: NDArray[np.int64] = np.minimum(kept.sum(axis=1) + 1, trace.lengths[running] - done)
+        step_seconds = self._latency(len(running), len(running) * drafts.width)
+        self._control.observe(drafts, emitted, kept, step_seconds)
+        self._log.turn(self._epoch, len(running), draft_seconds, step_seconds)
+        self._log.rows(running, done, emitted, drafts, kept)
+        self._known, self._done = done, done + emitted
+        return int(emitted.sum())
 
-def _step(
-    trace: Trace,
-    epoch: int,
-    state: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
-    waiting: int,
-    drafter: Drafter,
-    control: Control,
-    latency: Latency,
-    log: _Log,
-) -> NDArray[np.int64]:
-    """One verify step; returns how many tokens each request emitted."""
-    running, known, done = state
-    max_nodes, floors = control.plan(running, done, waiting)
-    turn = Turn(running, known, done, max_nodes, floors)
-    start = time.perf_counter()
-    drafts = drafter.step(turn)
-    draft_seconds = time.perf_counter() - start
-    drafts = control.choose(drafts)
-    kept = accept(drafts, trace.future(running, done, drafts.width - 1))
-    emitted: NDArray[np.int64] = np.minimum(kept.sum(axis=1) + 1, trace.lengths[running] - done)
-    step_seconds = latency(len(running), len(running) * drafts.width)
-    control.observe(drafts, emitted, kept, step_seconds)
-    log.turn(epoch, len(running), draft_seconds, step_seconds)
-    log.rows(running, done, emitted, drafts, kept)
-    return emitted
+    def retire(self) -> None:
+        """Ends the requests that have emitted all their tokens."""
+        over = self._done == self._trace.lengths[self._running]
+        for rollout, begin in zip(self._running[over].tolist(), self._known[over].tolist(), strict=True):
+            self._drafter.close(rollout, begin)
+            self._control.close(rollout, int(self._trace.lengths[rollout]))
+        self._running, self._known, self._done = self._running[~over], self._known[~over], self._done[~over]
