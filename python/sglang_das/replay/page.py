@@ -119,11 +119,11 @@ def _policy_card(row: Row) -> tuple[str, str, str]:
 
 
 def _legend(names: Sequence[str]) -> str:
-    entries = (
-        f'<span><i style="background:{colour(name, names)}"></i>{escape(name)}<small>{escape(ABOUT[name])}</small></span>'
-        for name in names
-    )
-    return f'<div class="legend">{"".join(entries)}</div>'
+    def entry(name: str) -> str:
+        patch = f'<i style="background:{colour(name, names)}"></i>'
+        return f"<span>{patch}{escape(name)}<small>{escape(ABOUT[name])}</small></span>"
+
+    return f'<div class="legend">{"".join(map(entry, names))}</div>'
 
 
 def _figure(key: str, title: str, caption: str, plot: str) -> str:
@@ -288,8 +288,8 @@ def _footer(content: Content) -> str:
         f"<footer>{left_out}<p>{settings['slots']} requests at a time. A verify step takes {latency['base']} s + "
         f"{latency['per_request']} s per request + {latency['per_row']} s per row; the rows of a step are its requests "
         f"times the widest draft and one. Drafting times are per request, measured on {escape(machine['cpu'])}, "
-        f"{machine['cores']} cores, and include learning what was emitted. A live server also learns from drafted nodes "
-        f"that were not kept; a recording does not have them.</p>"
+        f"{machine['cores']} cores, and include learning what was emitted.</p>"
+        f"<p>A live server also learns from drafted nodes that were not kept; a recording does not have them.</p>"
         f"<p>sglang-das {escape(str(machine['versions']['sglang-das']))}, Python "
         f"{escape(machine['versions']['python'])}.</p></footer>"
     )
