@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..screen import Screen
-from . import jobs
+from . import ReplayError, jobs
 from .figures import Figures, Row
 from .jobs import PLAIN, POLICY, Job, Setup
 from .peers import PACKAGES
+from .play import Played, Tick
 from .trace import Trace
 
 NGRAM = "ngram"
@@ -62,7 +63,7 @@ def compare(
         pythons: by package, the Python that has it, where it is not this one.
         screen: where progress is shown.
 
-    Raises ReplayError if the files cannot be read or a drafter fails.
+    A peer that cannot run is left out. Raises ReplayError if the files cannot be read.
     """
     trace = setup.read()
     cold = setup.cold or int(trace.epochs[-1]) == 0
@@ -70,14 +71,13 @@ def compare(
     figures, first = Figures(trace, cold, plain), Figures(trace, True, plain)
     result = Comparison(trace, setup, figures.epochs, [figures.row(PLAIN, 0, 0.0, False, plain)], [])
     for label, todo in _groups(drafters, budgets).items():
-        package = PACKAGES.get(todo[0].drafter)
-        python = pythons.get(package or "", sys.executable)
-        if package and (reason := jobs.missing(package, python)):
-            result.left_out[label] = reason
-            screen.line(f"{label} is left out: {reason}")
+        try:
+            with screen.progress(label, _played_tokens(trace) * len(todo)) as tick:
+                played = _play(todo, trace, setup, pythons, tick)
+        except ReplayError as error:
+            result.left_out[label] = str(error)
+            screen.line(f"{label} is left out: {error}")
             continue
-        with screen.progress(label, _played_tokens(trace) * len(todo)) as tick:
-            played = jobs.run_apart(todo, setup, python, tick) if package else list(jobs.run(todo, trace, setup, tick))
         for job, outcome in zip(todo, played, strict=True):
             floor = 0.0 if job.budget == POLICY else setup.floor
             made = (job.drafter, job.budget, floor, jobs.promises(job.drafter), outcome)
@@ -97,6 +97,17 @@ def _groups(drafters: Sequence[str], budgets: Sequence[int | str]) -> dict[str, 
         pairs = ((name, budget) for name in names for budget in budgets)
         groups[label] = [Job(*pair) for pair in pairs if pair[1] != POLICY or jobs.promises(pair[0])]
     return {label: todo for label, todo in groups.items() if todo}
+
+
+def _play(todo: list[Job], trace: Trace, setup: Setup, pythons: Mapping[str, str], tick: Tick) -> list[Played]:
+    """Plays the jobs of one drafter. Raises ReplayError if it is a peer that cannot run."""
+    package = PACKAGES.get(todo[0].drafter)
+    if package is None:
+        return list(jobs.run(todo, trace, setup, tick))
+    python = pythons.get(package, sys.executable)
+    if reason := jobs.missing(package, python):
+        raise ReplayError(reason)
+    return jobs.run_apart(todo, setup, python, tick)
 
 
 def _played_tokens(trace: Trace) -> int:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..policy import PolicyConfig
 from . import ReplayError
 from .control import ByPolicy, Control, FixedBudget, Latency
 from .drafters import OURS, Das, Drafter, Nobody
-from .peers import PACKAGES, Arctic, Ngram
+from .peers import Arctic, Ngram
 from .play import Played, Tick, play
 from .read import read
 from .trace import Trace
@@ -26,8 +27,6 @@ from .trace import Trace
 PLAIN = "plain"
 POLICY = "policy"
 """The budget that means: as the policy decides."""
-KNOWN = (*OURS, *PACKAGES)
-"""All drafters by name."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Setup:
     slots: int = 8
     floor: float = 0.0
     latency: Latency = field(default_factory=Latency)
-    policy: str = "das-classes"
+    policy: str = PolicyConfig().arm
     """The policy's arm, for the budget `POLICY`."""
     policy_nodes: int = 15
     """Most nodes it may give a request."""
@@ -142,7 +141,7 @@ def run_apart(jobs: Sequence[Job], setup: Setup, python: str, tick: Tick) -> lis
         with (folder / "errors").open("w+") as errors, _process(command, environment, errors.fileno()) as process:
             assert process.stdout is not None, "it is a pipe"
             for line in process.stdout:
-                if line.startswith("+"):
+                if line.startswith("+") and line[1:-1].isdecimal():  # the packages print there too
                     tick(int(line))
             if process.wait():
                 errors.seek(0)
