@@ -1,12 +1,14 @@
 """Times engine steps on one core: `python -m bench.drafting.cost FILE NODES DRAFTERS`.
 
 A step takes in what 64 requests emitted, drafts for each, and packs the drafts into arrays: one call of
-`sglang_das.step`. Prints a JSON object: milliseconds of a step by drafter, the median over the steps with all 64.
+`sglang_das.step`. Prints a JSON object: milliseconds of a step by drafter, the median over the steps with all 64. The
+process has one core and its CPU time is taken, so that what else the machine does counts little.
 """
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 REQUESTS = 64
@@ -23,7 +25,7 @@ def main() -> None:
     trace = setup.read()
     costs = {}
     for name in names:
-        (played,) = run([Job(name, nodes)], trace, setup, lambda tokens: None)
+        (played,) = run([Job(name, nodes)], trace, setup, lambda tokens: None, time.process_time)
         full = (played.requests == REQUESTS) & (played.epoch > 0)
         if full.any():
             costs[name] = float(1e3 * np.median(played.draft_seconds[full]))

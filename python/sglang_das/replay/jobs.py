@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,7 @@ from . import ReplayError
 from .control import ByPolicy, Control, FixedBudget, Latency
 from .drafters import OURS, Das, Drafter, Nobody
 from .peers import Arctic, Ngram
-from .play import Played, Tick, play
+from .play import Clock, Played, Tick, play
 from .read import read
 from .trace import Trace
 
@@ -76,25 +77,28 @@ def promises(drafter: str) -> bool:
     return not drafter.startswith("ngram")
 
 
-def run(jobs: Sequence[Job], trace: Trace, setup: Setup, tick: Tick) -> Iterator[Played]:
+def run(
+    jobs: Sequence[Job], trace: Trace, setup: Setup, tick: Tick, clock: Clock = time.perf_counter
+) -> Iterator[Played]:
     """Does one job after another, in this process."""
     for job in jobs:
         if not setup.apart:
-            yield _play(job, trace, setup, tick)
+            yield _play(job, trace, setup, tick, clock)
             continue
         learned = trace.of_epoch(0)
-        parts = [_play(job, part, setup, tick) for part in trace.apart()]
+        parts = [_play(job, part, setup, tick, clock) for part in trace.apart()]
         names = [np.array([*learned, len(learned) + i]) for i in range(len(parts))]
         yield Played.join(parts, names)
 
 
-def _play(job: Job, trace: Trace, setup: Setup, tick: Tick) -> Played:
+def _play(job: Job, trace: Trace, setup: Setup, tick: Tick, clock: Clock) -> Played:
     control: Control
     if job.budget == POLICY:
         control = ByPolicy(setup.policy, setup.policy_nodes, int(trace.lengths.max()))
     else:
         control = FixedBudget(int(job.budget), setup.floor)
-    return play(trace, _drafter(job.drafter, trace, control.width), control, setup.slots, setup.latency, tick)
+    drafter = _drafter(job.drafter, trace, control.width)
+    return play(trace, drafter, control, setup.slots, setup.latency, tick, clock)
 
 
 def _drafter(name: str, trace: Trace, width: int) -> Drafter:

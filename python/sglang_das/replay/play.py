@@ -20,6 +20,8 @@ from .trace import Trace
 
 Tick = Callable[[int], None]
 """Is told how many tokens have been played since it was last told."""
+Clock = Callable[[], float]
+"""What times the drafter, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,13 @@ class _Log:
 
 
 def play(
-    trace: Trace, drafter: Drafter, control: Control, slots: int, latency: Latency, tick: Tick = lambda tokens: None
+    trace: Trace,
+    drafter: Drafter,
+    control: Control,
+    slots: int,
+    latency: Latency,
+    tick: Tick = lambda tokens: None,
+    clock: Clock = time.perf_counter,
 ) -> Played:
     """Plays the epochs of a trace in order; in each, `slots` requests run at once and the others wait their turn.
 
@@ -135,7 +143,7 @@ def play(
         drafter.advance()
     log = _Log(control.width)
     for epoch in trace.played_epochs:
-        server = _Server(trace, epoch, drafter, control, latency, log)
+        server = _Server(trace, epoch, drafter, control, latency, log, clock)
         while server.admit(slots, tick):
             tick(server.step())
             server.retire()
@@ -147,10 +155,17 @@ class _Server:
     """The requests of an epoch."""
 
     def __init__(
-        self, trace: Trace, epoch: int, drafter: Drafter, control: Control, latency: Latency, log: _Log
+        self,
+        trace: Trace,
+        epoch: int,
+        drafter: Drafter,
+        control: Control,
+        latency: Latency,
+        log: _Log,
+        clock: Clock,
     ) -> None:
         self._trace, self._epoch, self._drafter, self._control = trace, epoch, drafter, control
-        self._latency, self._log = latency, log
+        self._latency, self._log, self._clock = latency, log, clock
         self._waiting = trace.of_epoch(epoch)[::-1]
         self._running = np.zeros(0, np.int64)
         """Rollouts of the running requests, `[n]`."""
@@ -179,9 +194,9 @@ class _Server:
         trace, running, done = self._trace, self._running, self._done
         max_nodes, floors = self._control.plan(running, done, len(self._waiting))
         turn = Turn(running, self._known, done, max_nodes, floors)
-        start = time.perf_counter()
+        start = self._clock()
         drafts = self._drafter.step(turn)
-        draft_seconds = time.perf_counter() - start
+        draft_seconds = self._clock() - start
         drafts = self._control.choose(drafts)
         kept = accept(drafts, trace.future(running, done, drafts.width - 1))
         emitted: NDArray[np.int64] = np.minimum(kept.sum(axis=1) + 1, trace.lengths[running] - done)
