@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 
 import pytest
@@ -208,3 +209,11 @@ def test_arctic_is_driven_as_it_must_be():
     trace = make_trace([response, response], epochs=[0, 1])
     (played,) = run([Job("arctic", 4)], trace, Setup([]), lambda tokens: None)
     assert played.emitted[played.rollout == 1].mean() > 4.0
+
+
+def test_our_drafters_need_neither_sglang_nor_torch(recording):
+    code = "import sys; sys.modules.update(torch=None, sglang=None); from sglang_das import cli; sys.exit(cli.main())"
+    command = [sys.executable, "-c", code, "replay", str(recording), "--drafters", "das,ngram", "--budgets", "4,policy"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "das" in result.stdout
