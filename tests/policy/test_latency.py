@@ -74,6 +74,21 @@ def test_load_that_comes_while_one_width_is_used_does_not_make_others_look_cheap
     assert model.seconds(8)[0] / model.seconds(8)[3] == pytest.approx(ratio, rel=0.15)
 
 
+def test_a_draining_batch_is_not_taken_for_a_falling_load():
+    """Steps become shorter as rollouts end; the first ones must be known as dear when the next batch begins."""
+
+    def cost(requests: int, width: int) -> float:
+        return 0.0076 + 0.0000285 * requests * width
+
+    model = LatencyModel(WIDTHS)
+    rng = np.random.default_rng(2)
+    for requests in np.repeat(np.arange(256, 0, -1), 7).tolist():
+        model.observe(requests, requests, cost(requests, 1) * np.exp(0.05 * rng.standard_normal()))
+    for requests in (256, 128, 32, 4):
+        assert model.seconds(requests)[0] == pytest.approx(cost(requests, 1), rel=0.08)
+    assert model.relative_error < 0.08
+
+
 def test_forgets_a_cost_that_has_changed():
     model = LatencyModel(WIDTHS)
     show(model, line, 2000)

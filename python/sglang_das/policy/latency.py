@@ -7,13 +7,18 @@ over rows, flat while the device is idle and steep beyond. ``level`` follows the
 tried for a while is not mistaken for a cheap one merely because the machine was quiet then.
 
 Single steps may take ten times as long as they should, so nothing here is an average. Each cell of a grid (bucket
-of requests, rows per request) keeps its last samples and their median. The line is fitted to the medians, by
-relative error, cells with more samples weighing more. The residual of a cell is what its median says beyond the
-line, trusted as far as it has samples, and lent to neighbouring cells that have fewer.
+of requests, rows per request) keeps its last samples. Its median is that of sample over line; the line is fitted to
+the medians, by relative error, cells with more samples weighing more. The residual of a cell is what its median says
+beyond the line, trusted as far as it has samples, and lent to neighbouring cells that have fewer.
+
+While a batch drains its steps become shorter, which must not be taken for a falling load: the mistake would add up
+from each batch size to the next. So only steps of about the same requests are compared for the level, and it moves only
+where they differ by more than noise does.
 """
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 
 import numpy as np
@@ -32,6 +37,9 @@ _FIRST_GUESS = 0.03  # seconds of c_base before the first sample
 _REFIT_EVERY = 8
 _SETTLED = 9  # samples after which a cell can tell whether the level has moved
 _RECENT = 15  # steps the level looks back: a change of load shows after half of them
+_ERRORS = 255  # steps over which the relative error is reported
+_SAME_SIZE = 0.03  # batches that differ by less are compared to tell a change of load
+_LEAST_CHANGE = 0.06  # of the level, in log time, beside what noise may do
 
 
 class LatencyModel:
@@ -42,16 +50,15 @@ class LatencyModel:
         self._widths = np.array(widths, np.float64)
         self._between = np.sqrt(self._widths[1:] * self._widths[:-1]).tolist()
         shape = (len(_BUCKETS), len(widths))
-        self._samples = np.zeros((*shape, _SAMPLES))
+        self._requests, self._rows, self._seconds = np.zeros((3, *shape, _SAMPLES))  # of the samples; at level one
         self._count = np.zeros(shape, np.int64)
-        self._median = np.ones(shape)
         self._line = _PRIOR * _FIRST_GUESS
         self._residual = np.zeros(shape)
-        self._grid_line = self._on_grid()
         self._level = 1.0
         self._recent = np.ones(_RECENT)
-        self._settled_steps = 0
-        self._observed = 0
+        self._errors = np.zeros(_ERRORS)
+        self._noise = _NOISE
+        self._compared = self._predicted = self._observed = 0
         self._next_refit = 1
         self._cached: tuple[int, Floats] | None = None
         self._lend_over_requests = _LEND ** np.abs(np.subtract.outer(np.arange(shape[0]), np.arange(shape[0])))
@@ -79,24 +86,46 @@ class LatencyModel:
     def observe(self, requests: int, rows: int, seconds: float) -> None:
         """A verify step of ``requests`` requests and ``rows`` rows in all took ``seconds``."""
         row, column = bucket(requests), self.column(rows / requests)
-        base, per_request, per_row = self._line
-        line = base + per_request * requests + per_row * rows
-        sized = seconds * float(self._grid_line[row, column]) / line  # as if at the very centre of its cell
         count = int(self._count[row, column])
         if count >= _SETTLED:
-            self._recent[self._settled_steps % _RECENT] = sized / self._median[row, column]
-            self._settled_steps += 1
-            self._level = _median(self._recent)
-        sample = sized / self._level
-        kept = self._samples[row, column]
-        kept[count % _SAMPLES] = sample
+            self._score(requests, rows, row, column, seconds)
+            self._compare(requests, rows, row, column, seconds)
+        at = row, column, count % _SAMPLES
+        self._requests[at], self._rows[at], self._seconds[at] = requests, rows, seconds / self._level
         self._count[row, column] = count + 1
-        self._median[row, column] = _median(kept[: min(count + 1, _SAMPLES)])
         self._observed += 1
         self._cached = None
         if self._observed >= self._next_refit:
             self._refit()
             self._next_refit = self._observed + (1 if count < _SETTLED else _REFIT_EVERY)
+
+    def _score(self, requests: int, rows: int, row: int, column: int, seconds: float) -> None:
+        line = float(_along(self._line, requests, rows))
+        predicted = self._level * line * math.exp(self._residual[row, column])
+        self._errors[self._predicted % _ERRORS] = abs(seconds / predicted - 1.0)
+        self._predicted += 1
+
+    def _compare(self, requests: int, rows: int, row: int, column: int, seconds: float) -> None:
+        """Learn the level from a step and those of about the same size before it."""
+        held = min(int(self._count[row, column]), _SAMPLES)
+        known, of_rows, took = (a[row, column, :held] for a in (self._requests, self._rows, self._seconds))
+        same = np.abs(known - requests) <= _SAME_SIZE * requests
+        if np.count_nonzero(same) < _SETTLED:
+            return
+        usual = _median(took[same] / _along(self._line, known[same], of_rows[same]))
+        self._recent[self._compared % _RECENT] = seconds / float(_along(self._line, requests, rows)) / usual
+        self._compared += 1
+        level = _median(self._recent)
+        if self._compared >= _RECENT:
+            self._noise = 1.48 * _median(np.abs(np.log(self._recent / level)))
+        by_chance = 2.5 * self._noise / math.sqrt(_RECENT)  # two standard deviations of a median
+        if abs(math.log(level / self._level)) > _LEAST_CHANGE + by_chance:
+            self._level = level
+
+    @property
+    def relative_error(self) -> float:
+        """Median error of the last predictions, of one; 0 before any. arXiv 2511.13841 reports a mean of 0.12."""
+        return _median(self._errors[: min(self._predicted, _ERRORS)]) if self._predicted else 0.0
 
     def column(self, width: float) -> int:
         """Index of the grid width nearest to this many rows per request."""
@@ -108,47 +137,48 @@ class LatencyModel:
         base, per_request, per_row = (self._line * self._level).tolist()
         return base, per_request, per_row
 
-    def _on_grid(self) -> Floats:
-        requests = np.array(_BUCKETS, np.float64)[:, None]
-        line: Floats = self._line[0] + self._line[1] * requests + self._line[2] * requests * self._widths
-        return line
-
     def _refit(self) -> None:
         """Fit the line to the medians, non-negative and pulled to the prior; then the residuals."""
         trust_at = self._samples_to_trust()
-        rows, columns = np.nonzero(self._count)
-        count, median = np.minimum(self._count[rows, columns], _SAMPLES), self._median[rows, columns]
-        requests = np.array(_BUCKETS, np.float64)[rows]
-        features = np.stack((np.ones(len(rows)), requests, requests * self._widths[columns]), axis=1)
-        weight = count / (count + trust_at)
-        scale = _weighted_median(median / (features @ _PRIOR), weight)
-        prior = _PRIOR * scale
-        design, target = features / median[:, None], np.ones(len(rows))
+        cells = np.nonzero(self._count)
+        held = np.minimum(self._count[cells], _SAMPLES)
+        requests, rows, seconds = self._requests[cells], self._rows[cells], self._seconds[cells]
+        requests_at, rows_at = requests.sum(axis=1) / held, rows.sum(axis=1) / held
+        features = np.stack((np.ones(len(held)), requests_at, rows_at), axis=1)
+        weight = held / (held + trust_at)
+        median = _medians(seconds / _along(self._line, requests, rows), held) * (features @ self._line)
+        prior = _PRIOR * _weighted_median(median / (features @ _PRIOR), weight)
+        design = features / median[:, None]
         gram = (design * weight[:, None]).T @ design + np.diag(_PRIOR_WEIGHT / prior**2)
-        moment = design.T @ (weight * target) + _PRIOR_WEIGHT / prior
-        self._line = _non_negative(gram, moment)
-        self._grid_line = self._on_grid()
+        self._line = _non_negative(gram, design.T @ weight + _PRIOR_WEIGHT / prior)
 
-        beyond_line = np.zeros(self._count.shape)
-        beyond_line[rows, columns] = np.log(median / self._grid_line[rows, columns])
-        held = np.minimum(self._count, _SAMPLES)
-        trust = held / (held + trust_at)
+        beyond_line, trust = np.zeros(self._count.shape), np.zeros(self._count.shape)
+        beyond_line[cells] = np.log(_medians(seconds / _along(self._line, requests, rows), held))
+        trust[cells] = weight
         lent = self._lend_over_requests @ (trust * beyond_line) @ self._lend_over_widths
         lenders = self._lend_over_requests @ trust @ self._lend_over_widths
-        around = lent / (lenders + 0.5)
-        self._residual = trust * beyond_line + (1.0 - trust) * around
+        self._residual = trust * beyond_line + (1.0 - trust) * lent / (lenders + 0.5)
 
     def _samples_to_trust(self) -> float:
         """Samples at which a cell's own median, by its noise, is as good as what its surroundings say."""
-        noise = _NOISE
-        if self._settled_steps >= _RECENT:
-            noise = 1.48 * _median(np.abs(np.log(self._recent / self._level)))
-        return 1.0 + 1.57 * (noise / _BEND) ** 2  # pi / 2: the variance of a median over that of a mean
+        return 1.0 + 1.57 * (self._noise / _BEND) ** 2  # pi / 2: the variance of a median over that of a mean
 
 
 def bucket(requests: int) -> int:
     """Index of the grid bucket that holds this many requests."""
     return bisect_right(_BUCKETS, requests) - 1
+
+
+def _along(line: Floats, requests: Floats | float, rows: Floats | float) -> Floats | float:
+    """The line's seconds, elementwise."""
+    return line[0] + line[1] * requests + line[2] * rows  # type: ignore[no-any-return]
+
+
+def _medians(values: Floats, held: npt.NDArray[np.int64]) -> Floats:
+    """Median of the first ``held`` of each row of values."""
+    kept = np.where(np.arange(values.shape[1]) < held[:, None], values, np.inf)
+    medians: Floats = np.sort(kept, axis=1)[np.arange(len(held)), (held - 1) // 2]  # of two the lower, as below
+    return medians
 
 
 def _median(values: Floats) -> float:

@@ -1,0 +1,1 @@
+"""Makespans of RL rollout epochs under each arm of the policy, in a simulation: `python -m bench.policy`."""

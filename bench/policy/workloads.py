@@ -1,0 +1,162 @@
+"""Epochs to simulate: how long rollouts are, and at every token what a drafter would have said and how far it is right.
+
+All arms decode the same texts and see the same drafts, so they differ only in how they spend the time. A draft is a
+chain of up to :data:`NODES` tokens; its path probabilities are what the drafter claims.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sglang_das import RolloutHistory, Sequence
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Paths = npt.NDArray[np.float32]
+
+NODES = 15
+
+
+@dataclass(frozen=True, eq=False)
+class Epoch:
+    """Rollouts of an epoch, in the order in which they are submitted."""
+
+    problem: Ints
+    """Which prompt each answers, [n]."""
+    lengths: Ints
+    """Tokens of each, [n]."""
+    cap: int
+    """`max_new_tokens` of all."""
+    path: Paths
+    """Claimed path probabilities of the draft at every token, one rollout after the other, [tokens, NODES]."""
+    agreed: npt.NDArray[np.int32]
+    """How many nodes of that draft are right, [tokens]."""
+    worth: Paths
+    """What the path probabilities are really worth, [tokens, NODES]: for the oracle only."""
+
+    @cached_property
+    def begins(self) -> Ints:
+        """Where each rollout's tokens begin, [n]."""
+        return np.cumsum(self.lengths) - self.lengths
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Long-tailed rollouts of a few problems, with text that is predictable in stretches.
+
+    Token t of a rollout is guessed right with probability chance[t]: `confident` within predictable stretches, `unsure`
+    elsewhere. The defaults give the shape of arXiv 2511.13841's math rollouts, an eighth as long: median 4,000 tokens
+    cut at 16,384, 16 samples of each problem.
+    """
+
+    problems: int = 8
+    samples: int = 16
+    median: float = 500.0
+    spread_of_problems: float = 0.55
+    spread: float = 0.58
+    cap: int = 2048
+    predictable: float = 0.35
+    confident: float = 0.88
+    unsure: float = 0.15
+    stretch: float = 10.0
+    overconfident: float = 1.0
+    """Per token, what has chance c is claimed to have c ** (1 / overconfident)."""
+    spread_of_yields: float = 0.3
+    """Standard deviation, over problems, of the logarithm of the predictable share."""
+
+    def epoch(self, seed: int, warmth: float = 1.0) -> Epoch:
+        """One epoch. `warmth` scales the predictable share: history is missing in the first."""
+        of_problem = np.random.default_rng([seed // 100, 5])
+        rng = np.random.default_rng([seed, 7])
+        centre = np.log(self.median) + self.spread_of_problems * of_problem.standard_normal(self.problems)
+        shares = self.predictable * warmth * np.exp(self.spread_of_yields * of_problem.standard_normal(self.problems))
+        problem = np.tile(np.arange(self.problems), self.samples)
+        lengths = np.exp(centre[problem] + self.spread * rng.standard_normal(len(problem)))
+        lengths = np.clip(lengths, 4, self.cap).astype(np.int64)
+        parts = [
+            self._text(rng, int(length) + NODES, min(0.95, shares[p]))
+            for p, length in zip(problem, lengths, strict=True)
+        ]
+        path, agreed, worth = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return Epoch(problem, lengths, self.cap, path, agreed, worth)
+
+    def epochs(self, count: int, seed: int = 0) -> list[Epoch]:
+        """A cold epoch, half as predictable, and warm ones."""
+        return [self.epoch(seed * 100 + i, warmth=1.0 if i else 0.5) for i in range(count)]
+
+    def _text(self, rng: np.random.Generator, tokens: int, share: float) -> tuple[Paths, npt.NDArray[np.int32], Paths]:
+        at = np.arange(tokens)
+        begin = np.maximum.accumulate(np.where(rng.random(tokens) < 1.0 / self.stretch, at, 0))
+        sure = (rng.random(tokens) < share)[begin]
+        chance = np.where(sure, self.confident, self.unsure) + 0.1 * (rng.random(tokens) - 0.5)
+        chance = np.clip(chance, 0.0, 0.99).astype(np.float32)
+        right = rng.random(tokens) < chance
+        ahead = np.lib.stride_tricks.sliding_window_view
+        agreed = np.cumprod(ahead(right, NODES)[:-1], axis=1).sum(axis=1)
+        worth = np.cumprod(ahead(chance, NODES)[:-1], axis=1)
+        claimed = worth if self.overconfident == 1.0 else worth ** np.float32(1.0 / self.overconfident)
+        return claimed.astype(np.float32), agreed.astype(np.int32), worth
+
+
+def recorded(files: Iterable[Path]) -> list[Epoch]:
+    """Epochs of recorded rollouts, drafted for by the history that they themselves make.
+
+    Each file has a rollout a line: `epoch`, `problem`, `response` and, where known, `top_ids` and `top_probabilities`
+    of every token. Problems of different files are different ones. A rollout is drafted for at each of its tokens by
+    the history of the epochs before, its siblings submitted before it, and itself.
+    """
+    rollouts = [json.loads(line) | {"file": str(file)} for file in files for line in file.read_text().splitlines()]
+    key_of = {name: key for key, name in enumerate(dict.fromkeys((r["file"], r["problem"]) for r in rollouts))}
+    history = RolloutHistory()
+    cap = max(len(r["response"]) for r in rollouts) + 1
+    epochs = []
+    for epoch in sorted({r["epoch"] for r in rollouts}):
+        present = sorted((r for r in rollouts if r["epoch"] == epoch), key=lambda r: r["sample"])
+        problem = np.array([key_of[r["file"], r["problem"]] for r in present])
+        drafts = [_drafts(history.rollout(int(key), r["prompt"]), r) for key, r in zip(problem, present, strict=True)]
+        history.advance()
+        history.maintain()
+        path, agreed = (np.concatenate(arrays) for arrays in zip(*drafts, strict=True))
+        lengths = np.array([len(r["response"]) for r in present])
+        epochs.append(Epoch(problem, lengths, cap, path, agreed, _worth(path, agreed)))
+    return epochs
+
+
+def _drafts(sequence: Sequence, rollout: dict[str, Any]) -> tuple[Paths, npt.NDArray[np.int32]]:
+    """Chains drafted at every token of a rollout, and how many of their nodes agree with it."""
+    response = np.array(rollout["response"], np.int32)
+    path, agreed = np.zeros((len(response), NODES), np.float32), np.zeros(len(response), np.int32)
+    for at in range(len(response)):
+        draft = sequence.draft(NODES, 0.01, "chain")
+        nodes = len(draft)
+        path[at, :nodes] = draft.probabilities
+        matching = draft.tokens[: len(response) - at] == response[at : at + nodes]
+        agreed[at] = int(np.cumprod(matching).sum())
+        sequence.append(response[at : at + 1], **_known(rollout, at))
+    sequence.close()
+    return path, agreed
+
+
+def _known(rollout: dict[str, Any], at: int) -> dict[str, Any]:
+    if "top_ids" not in rollout:
+        return {}
+    ids, probabilities = rollout["top_ids"][at], rollout["top_probabilities"][at]
+    return {"ids": np.array([ids]), "probabilities": np.clip(np.array([probabilities], np.float32), 0.0, 1.0)}
+
+
+def _worth(path: Paths, agreed: npt.NDArray[np.int32]) -> Paths:
+    """Path probabilities as the frequencies with which nodes of about that probability agreed, by hindsight."""
+    right = np.arange(NODES) < agreed[:, None]
+    edges = np.linspace(0.0, 1.0, 33)
+    at = np.digitize(path, edges[1:-1])
+    drafted = path > 0.0
+    hits = np.bincount(at[drafted], right[drafted], minlength=32)
+    worth = np.maximum.accumulate(hits / np.maximum(np.bincount(at[drafted], minlength=32), 1))
+    return np.where(drafted, worth[at], 0.0).astype(np.float32)
