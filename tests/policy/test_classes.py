@@ -34,6 +34,17 @@ def three_problems() -> LengthModel:
     return lengths
 
 
+def test_a_problem_is_judged_by_its_newest_rollouts():
+    """A model in training changes how long it answers."""
+    lengths = model()
+    for length in [100] * 40 + [400] * 24:
+        finish(lengths, 0, length)
+    row = lengths.open(0, CAP)
+    classify(lengths, row, 0)
+    average = (40 * 100 + 24 * 400) / 64
+    assert lengths.expected(np.array([row]))[0] > 1.2 * average
+
+
 records = st.lists(
     st.tuples(st.integers(0, 30), st.integers(1, 30), st.booleans()).map(lambda r: (r[0], r[0] + r[1], r[2])),
     max_size=40,

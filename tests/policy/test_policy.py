@@ -308,6 +308,50 @@ def test_every_arm_uses_good_drafts_and_drops_bad_ones(arm, packed):
     assert np.mean(np.array(live(Policy(PolicyConfig(arm=arm, packed=packed)), 600, honest=False)[300:]) > 1) < 0.05
 
 
+def verified(policy: Policy, rows: np.ndarray) -> None:
+    requests = len(rows)
+    plan = policy.plan(rows, np.zeros(requests, np.int32))
+    path = np.broadcast_to(0.9 ** np.arange(1, 16), (requests, 15)).astype(np.float32)
+    choice = policy.width(path, np.minimum(plan.max_drafts, 15), plan)
+    policy.observe_step(requests, choice.width, 0.05, 0, 0)
+
+
+def test_it_says_why_a_request_has_its_budget():
+    policy = with_history("das-classes")
+    rows = np.array([policy.open(problem, 5000) for problem in (0, 1, 2)])
+    verified(policy, rows)
+    short, medium, long = (policy.explain(int(row)) for row in rows)
+    assert short.startswith("no drafts: Short, about ")
+    assert medium.startswith("up to 4 drafts ")
+    assert long.startswith("up to 15 drafts ")
+    assert "% over plain decoding" in long
+    assert policy.describe()["why"] == long
+    with pytest.raises(ValueError, match="row 77 was not in the last step"):
+        policy.explain(77)
+
+
+@pytest.mark.parametrize(
+    ("arm", "why"),
+    [("off", "the arm is off"), ("fixed:3", "up to 3 drafts: the arm is fixed:3"), ("unlimited", "up to 15 drafts")],
+)
+def test_simple_arms_say_so(arm, why):
+    policy = Policy(PolicyConfig(arm=arm))
+    rows = opened(policy, 2)
+    verified(policy, rows)
+    assert why in policy.explain(int(rows[0]))
+
+
+def test_a_rest_is_explained():
+    policy = Policy(PolicyConfig(retest_after=50))
+    policy.observe_drafts = lambda *_: None  # type: ignore[method-assign]
+    for _ in range(1000):
+        live(policy, 1, honest=False)
+        why = str(policy.describe()["why"])
+        if policy.describe()["steps_off"]:
+            break
+    assert why.startswith("no drafts: they lost against plain decoding in batches of this size, tried again in ")
+
+
 def test_drafts_may_be_trees():
     """Two children of one root: the second agrees, which no chain could say."""
     policy = Policy()

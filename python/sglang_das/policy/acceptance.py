@@ -8,10 +8,11 @@ them are accepted, l tokens take l / (1 + a) steps, so
 
     p / l = D / (1 + a),      A / l = a / (1 + a)      for d = 1, 2, ...
 
-are points of the curve. a(d) and D(d) are averages over all requests of what their nodes promise by calibrated
-probability, verified or not: so the choice of widths does not colour them. alpha and k are fitted to these points
-over all problems; a problem, and a rollout within it, scales alpha by its own yield, drawn to the common one while
-it is young.
+are points of the curve. a(d) and D(d) are averages over request steps of what their nodes promise by calibrated
+probability, verified or not: so the choice of widths does not colour them, and no curve bends by whom it was tried on.
+
+Pooled over two levels: a problem's averages are its own and :data:`_BORROWED` request steps of all problems', so that a
+new problem starts with the common curve and soon has its own. alpha and k are fitted to them by least squares.
 """
 
 from __future__ import annotations
@@ -24,78 +25,100 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_KEEP = 0.98  # share of the evidence kept per step
-_REFIT_EVERY = 32
-_BORROWED = 64.0  # nodes of common yield that a problem starts with
-_MEMORY = 512.0  # nodes of a problem's past that its next rollout starts with
+_KEEP = 0.98  # share of the common evidence kept per step
+_MEMORY = 512.0  # request steps a problem remembers
+_BORROWED = 32.0  # request steps of the common average that a problem starts with
+_REFIT_EVERY = 16  # steps
 _ALPHAS = np.geomspace(0.05, 20.0, 61)
+_START = 0.7  # alpha and k without evidence
 
 
 class AcceptanceModel:
-    """alpha and k, common and by rollout."""
+    """alpha and k, common and by problem."""
 
     def __init__(self, nodes: int, max_problems: int) -> None:
         """Drafts have at most ``nodes`` nodes."""
-        self._accepted = np.zeros(nodes)  # by depth, per request and step
-        self._proposed = np.zeros(nodes)
-        self._mass = 0.0
-        self._steps = 0
-        self.alpha, self.k = 0.7, 0.7
+        self._nodes = nodes
+        self._common = np.zeros((2, nodes))  # accepted and proposed by depth, summed over steps of one request
+        self._common_steps = 0.0
+        self._slot_of: OrderedDict[int, int] = OrderedDict()  # problem -> index into the arrays below
         self._max_problems = max_problems
-        self._of_problem: OrderedDict[int, tuple[float, float]] = OrderedDict()
-        self._row_accepted = np.zeros(0)
-        self._row_proposed = np.zeros(0)
+        self._evidence = np.zeros((0, 2, nodes))
+        self._steps = np.zeros(0)
+        self._alpha = np.zeros(0)
+        self._k = np.zeros(0)
+        self._slot_of_row = np.zeros(0, np.int64)
+        self._observed = 0
+        self.alpha, self.k = _START, _START
 
     def open(self, row: int, problem: int) -> None:
         """A rollout of this problem takes the row."""
-        if row >= len(self._row_accepted):
-            more = np.zeros(max(64, row + 1 - len(self._row_accepted), len(self._row_accepted)))
-            self._row_accepted = np.append(self._row_accepted, more)
-            self._row_proposed = np.append(self._row_proposed, more)
-        self._row_accepted[row], self._row_proposed[row] = self._of_problem.get(problem, (0.0, 0.0))
-
-    def close(self, row: int, problem: int) -> None:
-        """The rollout is over; its problem remembers its yield."""
-        accepted, proposed = float(self._row_accepted[row]), float(self._row_proposed[row])
-        scale = min(1.0, _MEMORY / max(proposed, 1.0))
-        self._of_problem[problem] = (accepted * scale, proposed * scale)
-        self._of_problem.move_to_end(problem)
-        if len(self._of_problem) > self._max_problems:
-            self._of_problem.popitem(last=False)
+        if row >= len(self._slot_of_row):
+            more = max(64, row + 1 - len(self._slot_of_row), len(self._slot_of_row))
+            self._slot_of_row = np.append(self._slot_of_row, np.zeros(more, np.int64))
+        self._slot_of_row[row] = self._slot(problem)
 
     def observe(self, rows: Ints, probabilities: npt.NDArray[np.float32], usable: npt.NDArray[np.int32]) -> None:
         """Nodes drafted in a step: the first ``usable`` int32 [n] of calibrated path probabilities float32 [n, K]."""
-        nodes = min(probabilities.shape[1], len(self._accepted))
+        nodes = min(probabilities.shape[1], self._nodes)
         drafted = np.arange(nodes, dtype=np.int32) < usable[:, None]
-        promised = probabilities[:, :nodes] * drafted
-        for total, values in ((self._accepted, promised), (self._proposed, drafted)):
-            total *= _KEEP
-            total[:nodes] += values.sum(axis=0) / len(rows)
-        self._mass = self._mass * _KEEP + 1.0
-        self._row_accepted[rows] = self._row_accepted[rows] * _KEEP + promised.sum(axis=1)
-        self._row_proposed[rows] = self._row_proposed[rows] * _KEEP + np.minimum(usable, nodes)
-        self._steps += 1
-        if self._steps % _REFIT_EVERY == 0:
-            self._refit()
+        seen = np.zeros((len(rows), 2, self._nodes))
+        seen[:, 0, :nodes] = probabilities[:, :nodes] * drafted
+        seen[:, 1, :nodes] = drafted
+        self._common = self._common * _KEEP + seen.mean(axis=0)
+        self._common_steps = self._common_steps * _KEEP + 1.0
+        slots = self._slot_of_row[rows]
+        np.add.at(self._evidence, slots, seen)
+        np.add.at(self._steps, slots, 1.0)
+        self._observed += 1
+        if self._observed % _REFIT_EVERY == 0:
+            self._refit(np.unique(slots))
 
-    def alphas(self, rows: Ints) -> Floats:
-        """alpha of each live rollout: float64 [n]."""
-        common = float(self._accepted.sum()) / max(float(self._proposed.sum()), 1e-9)
-        if common <= 0.0:
-            return np.full(len(rows), self.alpha)
-        own = (self._row_accepted[rows] + _BORROWED * common) / (self._row_proposed[rows] + _BORROWED)
-        alphas: Floats = self.alpha * own / common
-        return alphas
+    def curve(self, rows: Ints) -> tuple[Floats, Floats]:
+        """(alpha, k) of each live rollout, float64 [n] each."""
+        slots = self._slot_of_row[rows]
+        return self._alpha[slots], self._k[slots]
 
-    def _refit(self) -> None:
-        """Least squares of A / l over p / l; k is linear, alpha searched."""
-        accepted = np.cumsum(self._accepted) / self._mass
-        proposed = np.cumsum(self._proposed) / self._mass
-        if accepted[-1] <= 1e-6:
-            return
-        share, effort = accepted / (1.0 + accepted), proposed / (1.0 + accepted)
-        rise = 1.0 - np.exp(-np.multiply.outer(_ALPHAS, effort))
-        k = np.clip(rise @ share / np.maximum((rise * rise).sum(axis=1), 1e-12), 0.01, 1.0)
-        error = ((k[:, None] * rise - share) ** 2).sum(axis=1)
-        best = int(error.argmin())
-        self.alpha, self.k = float(_ALPHAS[best]), float(k[best])
+    def _slot(self, problem: int) -> int:
+        slot = self._slot_of.get(problem)
+        if slot is None:
+            full = len(self._slot_of) >= self._max_problems
+            slot = self._slot_of.popitem(last=False)[1] if full else len(self._slot_of)
+            if slot >= len(self._steps):
+                more = max(64, len(self._steps))
+                self._evidence = np.append(self._evidence, np.zeros((more, 2, self._nodes)), axis=0)
+                self._steps, self._alpha, self._k = (
+                    np.append(array, np.zeros(more)) for array in (self._steps, self._alpha, self._k)
+                )
+            self._slot_of[problem] = slot
+            self._evidence[slot], self._steps[slot] = 0.0, 0.0
+            self._alpha[slot], self._k[slot] = self.alpha, self.k
+        self._slot_of.move_to_end(problem)
+        return slot
+
+    def _refit(self, slots: Ints) -> None:
+        """Fit the common curve, and those of the problems live in this step."""
+        common = self._common / self._common_steps
+        averages = self._evidence[slots] + _BORROWED * common
+        averages /= (self._steps[slots] + _BORROWED)[:, None, None]
+        alpha, k = _fit(np.concatenate((common[None], averages)))
+        if k[0] > 0.0:  # drafts promised something
+            self.alpha, self.k = float(alpha[0]), float(k[0])
+            self._alpha[slots], self._k[slots] = alpha[1:], k[1:]
+        kept = np.minimum(1.0, _MEMORY / np.maximum(self._steps[slots], 1.0))
+        self._evidence[slots] *= kept[:, None, None]
+        self._steps[slots] *= kept
+
+
+def _fit(averages: Floats) -> tuple[Floats, Floats]:
+    """(alpha, k), [m] each, of least squares of A / l over p / l; k is linear, alpha searched.
+
+    ``averages`` [m, 2, nodes]: accepted and proposed in a request step, by depth. k is 0 where nothing is accepted.
+    """
+    accepted, proposed = np.cumsum(averages, axis=2).swapaxes(0, 1)
+    share, effort = accepted / (1.0 + accepted), proposed / (1.0 + accepted)
+    rise = 1.0 - np.exp(-_ALPHAS[:, None] * effort[:, None, :])  # [m, alphas, nodes]
+    k = np.einsum("man,mn->ma", rise, share) / np.maximum((rise * rise).sum(axis=2), 1e-12)
+    k = np.where(accepted[:, -1:] > 1e-6, np.clip(k, 0.01, 1.0), 0.0)
+    best = ((k[:, :, None] * rise - share[:, None, :]) ** 2).sum(axis=2).argmin(axis=1)
+    return _ALPHAS[best], k[np.arange(len(k)), best]

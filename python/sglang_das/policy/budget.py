@@ -12,8 +12,8 @@ l_i
 
 The paper prints (7) as -(l / alpha) ln(1 - k (1 - N / l)) and (9) with k / (alpha (1 - k + k N / l)). Those agree
 with the constraint only for k = 1 and give long rollouts too little; they are here to be compared with. The right
-side of (9') falls as N grows, so its sign is searched; at an end of the interval no N solves it and the end is
-best.
+side of (9') falls as N grows, so its sign is searched; it jumps where N passes a length, and at an end of the
+interval no N solves it and the end is best.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _STALE_AFTER = 8  # steps
-_ROUNDS, _POINTS = 4, 9  # resolves N to 1 part in 8^4
+_HALVINGS = 13  # of the interval in which N is searched
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,35 +49,35 @@ class Budget:
         return self.proposals / max(self.passes, 1.0)
 
 
-def solve(lengths: Floats, alpha: Floats, k: float, base: float, per_row: float, *, printed: bool = False) -> Budget:
-    """Optimal budgets of a batch.
+def solve(lengths: Floats, alpha: Floats, k: Floats, base: float, per_row: float, *, printed: bool = False) -> Budget:
+    """Optimal budgets of a batch, by bisection on the sign of (9').
 
     Args:
         lengths: remaining tokens l_i, float64 [n], positive.
         alpha: acceptance efficiencies, float64 [n], positive.
-        k: largest share of a length that drafts can supply, in (0, 1].
+        k: largest share of each length that drafts can supply, float64 [n], in (0, 1].
         base: c_base, seconds of a forward pass.
         per_row: c_tok, seconds of a drafted token in it.
         printed: use the equations as the paper prints them.
     """
     longest = float(lengths.max())
-    low = 1e-6 * longest if printed else (1.0 - k) * longest * (1.0 + 1e-9) + 1e-9 * longest
+    if printed:  # per_row k / (alpha (1 - k + k N / l)) = gain / (N + beyond)
+        gain, beyond = per_row / alpha * lengths, (1.0 / k - 1.0) * lengths
+        low = 1e-6 * longest
+    else:  # per_row / (alpha (k - 1 + N / l)) = gain / (N - beyond'), beyond' = (1 - k) l
+        gain, beyond = per_row / alpha * lengths, (k - 1.0) * lengths
+        low = -float(beyond.min()) * (1.0 + 1e-9) + 1e-9 * longest
     high = longest
-    inverse, gain = 1.0 / lengths, per_row / alpha * (k if printed else 1.0)
-    for _ in range(_ROUNDS):
-        passes = np.linspace(low, high, _POINTS)
-        ratio = np.multiply.outer(passes, inverse)
-        drafted = ratio < 1.0
-        left = ratio * k + (1.0 - k) if printed else np.maximum(ratio - (1.0 - k), 1e-12)
-        cost = (drafted / left) @ gain
-        worth = int(
-            (cost > base).sum()
-        )  # the first so many N are too few passes: a further one saves more than it costs
-        low, high = float(passes[max(worth - 1, 0)]), float(passes[min(worth, _POINTS - 1)])
-    passes_best = high
-    missing = np.clip(1.0 - passes_best / lengths, 0.0, None)
-    inside = 1.0 - k * missing if printed else 1.0 - missing / k
-    return Budget(passes_best, -(lengths / alpha) * np.log(np.maximum(inside, 1e-12)))
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        saved = gain / (middle + beyond)
+        if saved.dot(lengths > middle) > base:  # fewer passes cost more than they save
+            low = middle
+        else:
+            high = middle
+    missing = np.maximum(1.0 - high / lengths, 0.0)
+    inside = 1.0 - (k * missing if printed else missing / k)
+    return Budget(high, lengths / -alpha * np.log(np.maximum(inside, 1e-12)))
 
 
 class StepBudgets:
@@ -98,14 +98,8 @@ class StepBudgets:
             self._per_step, self._credit = (np.append(a, np.zeros(grown)) for a in (self._per_step, self._credit))
         if self._age == 0:
             base, _, per_row = self._latency.coefficients
-            budget = solve(
-                self._lengths.expected(rows),
-                self._acceptance.alphas(rows),
-                self._acceptance.k,
-                base,
-                per_row,
-                printed=self._printed,
-            )
+            alpha, k = self._acceptance.curve(rows)
+            budget = solve(self._lengths.expected(rows), alpha, k, base, per_row, printed=self._printed)
             self._per_step[rows] = budget.per_step
         self._age = (self._age + 1) % _STALE_AFTER
         credit = self._credit[rows] + self._per_step[rows]

@@ -37,6 +37,7 @@ Classes = npt.NDArray[np.int8]
 
 _ENOUGH = 8  # rollouts seen before thresholds mean anything; until then every rollout is Long
 _BORROWED = 4.0  # weight, in rollouts, of all the others where evidence is taken from few
+_HALF_LIFE = 32.0  # rollouts after which one of the same problem counts half: the model has moved on since
 _POINTS = 24  # of the integral over remaining tokens
 _GRID = np.append(0.0, np.geomspace(0.01, 100.0, 240))  # lengths, in means, at which S_Z is kept
 
@@ -61,10 +62,16 @@ class _Records:
     def __len__(self) -> int:
         return min(self.added, len(self.lengths))
 
-    def mean(self) -> tuple[int, int]:
+    def weights(self) -> Floats:
+        """How much each counts: the newest, siblings of the same visit mostly, one; those before them ever less."""
+        age = (self.added - 1 - np.arange(len(self))) % len(self.lengths)
+        weights: Floats = 0.5 ** (age / _HALF_LIFE)
+        return weights
+
+    def mean(self, weights: Floats) -> tuple[float, float]:
         """Tokens watched, and how many rollouts ended in them: their ratio is the mean length if ends come evenly."""
         seen = len(self)
-        return int((self.lengths[:seen] - self.entries[:seen]).sum()), int(self.ended[:seen].sum())
+        return float(weights @ (self.lengths[:seen] - self.entries[:seen])), float(weights @ self.ended[:seen])
 
 
 class LengthModel:
@@ -143,10 +150,6 @@ class LengthModel:
         classes: Classes = np.minimum(likeliest, allowed)
         return classes
 
-    def problem_of(self, row: int) -> int:
-        """The problem a live row answers."""
-        return int(self._problem[row])
-
     def left(self, rows: Ints) -> Ints:
         """Tokens each row may still generate, by its ``max_new_tokens``: int64 [n]."""
         left: Ints = self._cap[rows] - self._generated[rows]
@@ -206,7 +209,8 @@ class LengthModel:
         """
         records, running = self._problems[problem], self._siblings(problem)
         seen = len(records)
-        watched, ends = records.mean()
+        weights = records.weights()
+        watched, ends = records.mean(weights)
         if not self.has_evidence or not ends:
             return _UNKNOWN, self._mean, 0.0
         running_since, running_at = self._entry[running], self._generated[running]
@@ -214,6 +218,7 @@ class LengthModel:
             np.concatenate((records.entries[:seen], running_since)),
             np.concatenate((records.lengths[:seen], running_at)),
             np.concatenate((records.ended[:seen], np.zeros(len(running), np.bool_))),
+            np.concatenate((weights, np.ones(len(running)))),
         )
         watched += int((running_at - running_since).sum())
         mean = (watched + _BORROWED * self._mean) / (ends + _BORROWED)

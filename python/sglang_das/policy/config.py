@@ -16,7 +16,7 @@ class PolicyConfig:
         ValueError: a field is out of range; the message names it, its value and what it may be.
     """
 
-    arm: str = "das-classes"
+    arm: str = "das"
     """Which policy decides.
 
     ``das`` weighs tokens by what they save of the makespan. ``das-classes`` caps drafts by length class,

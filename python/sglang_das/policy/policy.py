@@ -23,6 +23,7 @@ from .budget import StepBudgets
 from .calibration import Calibration
 from .classes import LONG, MEDIUM, SHORT, LengthModel
 from .config import PolicyConfig
+from .explain import Reasons, sentence
 from .latency import LatencyModel
 from .switch import OffSwitch
 from .tail import Tail
@@ -70,6 +71,7 @@ class Policy:
         if config.arm == "das-classes":
             self._caps[SHORT] = 0
             self._caps[MEDIUM] = min(config.medium_drafts, self._caps[LONG])
+        self._last: tuple[Plan, WidthChoice] | None = None
         self._steps: dict[int, int] = {}
         self._plans = self._plans_off = self._drafted = self._accepted = 0
 
@@ -108,8 +110,6 @@ class Policy:
         self.lengths.require_open(np.array([row]))
         if length < 0:
             raise ValueError(f"policy: length is {length}, must be the number of tokens generated, 0 or more")
-        if self._acceptance:
-            self._acceptance.close(row, self.lengths.problem_of(row))
         self.lengths.close(row, length, finished)
 
     def plan(self, rows: npt.NDArray[np.int64], generated: npt.NDArray[np.int32], waiting: int | None = None) -> Plan:
@@ -164,6 +164,13 @@ class Policy:
         usable = np.minimum(np.minimum(sizes, plan.max_drafts), probabilities.shape[1]).astype(np.int32, copy=False)
         if self._acceptance and requests:
             self._acceptance.observe(plan.rows, self.calibration(probabilities), sizes)
+        choice = self._choose(probabilities, usable, plan)
+        if requests:
+            self._last = plan, choice
+        return choice
+
+    def _choose(self, probabilities: npt.NDArray[np.float32], usable: npt.NDArray[np.int32], plan: Plan) -> WidthChoice:
+        requests = len(usable)
         if not usable.any():
             seconds = float(self.latency.seconds(requests)[0]) if requests else 0.0
             return WidthChoice(1, np.zeros(requests, np.int32), float(requests), seconds, False)
@@ -234,6 +241,35 @@ class Policy:
             raise ValueError(f"policy: accepted has shape {accepted.shape}, must be {probabilities.shape}")
         self.calibration.observe(probabilities, drafts, accepted)
 
+    def explain(self, row: int) -> str:
+        """Why a live request had the budget it had in the last step, in a sentence.
+
+        Raises:
+            ValueError: the row was not part of the last step.
+        """
+        rows = self._last[0].rows if self._last else np.zeros(0, np.int64)
+        found = np.flatnonzero(rows == row)
+        if self._last is None or not len(found):
+            raise ValueError(f"policy: row {row} was not in the last step; ask for one of {rows.tolist()}")
+        (plan, choice), at, requests = self._last, int(found[0]), len(rows)
+        return sentence(
+            Reasons(
+                arm=self.config.arm,
+                length_class=int(plan.length_class[at]),
+                expected=float(self.lengths.expected(rows[at : at + 1])[0]),
+                left=int(self.lengths.left(rows[at : at + 1])[0]),
+                max_drafts=int(plan.max_drafts[at]),
+                drafts=int(choice.drafts[at]),
+                weight=None if plan.weights is None else float(plan.weights[at]),
+                floor=float(plan.floor[at]),
+                rest=self._switch.rest_left(requests) if self._adaptive and not plan.max_drafts.any() else 0,
+                tokens=choice.tokens,
+                seconds=choice.seconds,
+                plain_tokens=requests,
+                plain_seconds=float(self.latency.seconds(requests)[0]),
+            )
+        )
+
     def describe(self) -> dict[str, object]:
         """State for logs and server info, in plain builtins."""
         base, per_request, per_row = self.latency.coefficients
@@ -245,6 +281,7 @@ class Policy:
             "accepted": self._accepted,
             "calibration": self.calibration.ratio,
             "seconds": {"base": base, "per_request": per_request, "per_row": per_row},
+            "seconds_error": self.latency.relative_error,
             "short_below": short_below,
             "long_from": long_from,
             "problems": self.lengths.problems,
@@ -252,7 +289,15 @@ class Policy:
             "measured_gain": self._switch.gain,
             "times_off": self._switch.rests,
             "steps_off": self._plans_off,
+            "why": self._why(),
         }
+
+    def _why(self) -> str | None:
+        """Of the request that the batch is expected to wait for longest."""
+        if self._last is None:
+            return None
+        rows = self._last[0].rows
+        return self.explain(int(rows[int(self.lengths.expected(rows).argmax())]))
 
     def _weights(self, rows: npt.NDArray[np.int64], waiting: int | None) -> npt.NDArray[np.float64]:
         """Seconds a step of each request costs the makespan, scaled to mean one.

@@ -43,6 +43,11 @@ class OffSwitch:
         state.resting -= 1
         return False
 
+    def rest_left(self, requests: int) -> int:
+        """Steps of rest left in batches of about this many requests."""
+        state = self._states.get(bucket(requests))
+        return state.resting if state else 0
+
     def observe(self, requests: int, plain_seconds: float, speculative_seconds: float) -> None:
         """A speculative step took ``speculative_seconds``; its tokens would have taken ``plain_seconds``."""
         state = self._states.setdefault(bucket(requests), _State())
