@@ -8,8 +8,8 @@ slot, the best N (forward passes to go) and theta_i minimise
 
 problem (6) of arXiv 2511.13841 with measured curves in place of its acceptance model. While others wait, each minimises
 (c_base / slots + c_req) n_i + c_tok r_i alone. c_tok / theta_i is then the price of a token of i. Packed rows follow
-theta_i; a uniform width is the one that gains most at these prices. As they are not exact there, :func:`oracles` gives
-a few scales of them, of which the best counts.
+theta_i; a uniform width is the one that gains most at these prices, or most per second. As they are not exact there,
+:func:`oracles` gives several, of which the best counts.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def _to_the_end(values: Floats, epoch: Epoch) -> Floats:
 class Oracle:
     """Plans every few steps, by what it knows."""
 
-    def __init__(self, cost: Cost, slots: int, packed: bool, scale: float) -> None:
+    def __init__(self, cost: Cost, slots: int, packed: bool, scale: float, by_rate: bool = False) -> None:
         self.packed = packed
-        self._cost, self._slots, self._scale = cost, slots, scale
+        self._cost, self._slots, self._scale, self._by_rate = cost, slots, scale, by_rate
         self._curves: dict[int, Curves] = {}
         self._epoch: Epoch | None = None
         self._theta = np.zeros(0, np.float32)
@@ -92,7 +92,8 @@ class Oracle:
         price = self._cost.slope(2 * requests) / theta[:, 0]
         value = np.append(0.0, np.cumsum(price @ worth))[_WIDTHS - 1]
         times = np.array([self._cost(requests, requests * int(width)) for width in _WIDTHS])
-        width = int(_WIDTHS[int(np.argmax(value - times))])
+        gain = (value + price.sum()) / times if self._by_rate else value - times
+        width = int(_WIDTHS[int(np.argmax(gain))])
         drafts = np.minimum((worth > 0.0).sum(axis=1), width - 1).astype(np.int32)
         return WidthChoice(width, drafts, 0.0, 0.0, False)
 
@@ -119,4 +120,7 @@ class Oracle:
 
 def oracles(cost: Cost, slots: int, packed: bool) -> list[Arm]:
     """The clairvoyant arms."""
-    return [Oracle(cost, slots, packed, scale) for scale in ((0.7, 1.0, 1.4) if packed else (0.5, 1.0, 1.5, 2.0, 3.0))]
+    if packed:
+        return [Oracle(cost, slots, packed, scale=1.0)]
+    by_price = [Oracle(cost, slots, packed, scale) for scale in (0.5, 1.0, 2.0)]
+    return [*by_price, Oracle(cost, slots, packed, scale=1.0, by_rate=True)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,12 @@ class Epoch:
     def begins(self) -> Ints:
         """Where each rollout's tokens begin, [n]."""
         return np.cumsum(self.lengths) - self.lengths
+
+    def first(self, count: int) -> Epoch:
+        """Its first rollouts only."""
+        tokens = int(self.lengths[:count].sum())
+        rollouts = self.problem[:count], self.lengths[:count]
+        return Epoch(*rollouts, self.cap, self.path[:tokens], self.agreed[:tokens], self.worth[:tokens])
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,10 @@ class Workload:
         ]
         path, agreed, worth = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return Epoch(problem, lengths, self.cap, path, agreed, worth)
+
+    def sized(self, rollouts: int) -> Workload:
+        """As many rollouts, in groups of at most 16 of a problem."""
+        return replace(self, problems=max(1, rollouts // 16), samples=min(16, rollouts))
 
     def epochs(self, count: int, seed: int = 0) -> list[Epoch]:
         """A cold epoch, half as predictable, and warm ones."""
