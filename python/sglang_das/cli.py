@@ -23,6 +23,11 @@ COMMANDS = {
         "replay",
         "replay recorded rollouts against drafters: what each accepts, promises and costs",
     ),
+    "profile": (
+        "sglang_das.profile",
+        "sglang",
+        "measure what a server's verify steps cost, over batch sizes and widths",
+    ),
 }
 
 

@@ -352,6 +352,35 @@ def test_a_rest_is_explained():
     assert why.startswith("no drafts: they lost against plain decoding in batches of this size, tried again in ")
 
 
+def test_a_sweep_takes_every_width_in_turn_and_is_a_profile_for_others(tmp_path):
+    sweep = Policy(PolicyConfig(arm="sweep", max_width=8))
+    rows = opened(sweep, 4)
+    taken = []
+    for _ in range(60):
+        plan = sweep.plan(rows, np.zeros(4, np.int32))
+        choice = sweep.width(np.zeros((4, 7), np.float32), np.zeros(4, np.int32), plan)
+        sweep.observe_step(4, choice.width, 0.04 + 0.001 * 4 * choice.width, 0, 0)
+        taken.append(choice.width)
+    assert {width: taken.count(width) for width in taken} == dict.fromkeys(sweep.config.step_widths, 10)
+
+    measured = sweep.describe()["measured"]
+    assert [(cell["requests"], cell["width"], cell["samples"]) for cell in measured] == [
+        (4, width, 10) for width in sweep.config.step_widths
+    ]
+    file = tmp_path / "profile.json"
+    file.write_text(json.dumps({"results": measured}))
+    informed = Policy(PolicyConfig(profile=str(file)))
+    assert informed.latency.seconds(4)[4] == pytest.approx(0.04 + 0.001 * 4 * 6, rel=0.03)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"results": [{"requests": 2, "rows": 1, "seconds": 0.1}]}'])
+def test_what_is_no_profile_is_refused(tmp_path, content):
+    file = tmp_path / "profile.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"policy: profile is .*profile\.json.* must "):
+        Policy(PolicyConfig(profile=str(file)))
+
+
 def test_drafts_may_be_trees():
     """Two children of one root: the second agrees, which no chain could say."""
     policy = Policy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-ARMS = ("das", "das-classes", "das-budget", "das-printed", "unlimited", "fixed:N", "off")
+ARMS = ("das", "das-classes", "das-budget", "das-printed", "unlimited", "fixed:N", "off", "sweep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,11 @@ class PolicyConfig:
     ``das`` weighs tokens by what they save of the makespan. ``das-classes`` caps drafts by length class,
     ``das-budget`` by the optimal budgets of (7') and (9'), ``das-printed`` by the paper's printed (7) and (9). All four
     take the step of best value per second. ``unlimited`` verifies all that was drafted, ``fixed:N`` up to N drafts of
-    every request, ``off`` none.
+    every request, ``off`` none. ``sweep`` goes through all widths in turn, to measure what they cost (`das profile`).
     """
+
+    profile: str = ""
+    """A file written by `das profile` for this server: its step times are known from the start."""
 
     packed: bool = False
     """Whether the engine verifies exactly the rows drafted, instead of the same number for every request."""

@@ -99,6 +99,24 @@ class LatencyModel:
             self._refit()
             self._next_refit = self._observed + (1 if count < _SETTLED else _REFIT_EVERY)
 
+    def learn(self, steps: list[tuple[int, int, float]]) -> None:
+        """Take (requests, rows, seconds) of steps measured beforehand for as good as settled."""
+        for step in steps:
+            for _ in range(_SETTLED):
+                self.observe(*step)
+
+    def table(self) -> list[dict[str, float]]:
+        """What was measured: median ``seconds`` at each ``requests`` and ``width``, from so many ``samples``."""
+        table = []
+        for row, column in np.argwhere(self._count).tolist():
+            held = min(int(self._count[row, column]), _SAMPLES)
+            requests, rows, seconds = (a[row, column, :held] for a in (self._requests, self._rows, self._seconds))
+            last = int(requests[(self._count[row, column] - 1) % _SAMPLES])
+            same = requests == last
+            cell = {"requests": last, "width": float(self._widths[column]), "rows": round(float(rows[same].mean()))}
+            table.append(cell | {"seconds": _median(seconds[same]) * self._level, "samples": int(same.sum())})
+        return table
+
     def _score(self, requests: int, rows: int, row: int, column: int, seconds: float) -> None:
         line = float(_along(self._line, requests, rows))
         predicted = self._level * line * math.exp(self._residual[row, column])

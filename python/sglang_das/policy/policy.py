@@ -25,6 +25,7 @@ from .classes import LONG, MEDIUM, SHORT, LengthModel
 from .config import PolicyConfig
 from .explain import Reasons, sentence
 from .latency import LatencyModel
+from .profile import measured_steps
 from .switch import OffSwitch
 from .tail import Tail
 from .width import WidthChoice, WidthChooser
@@ -56,6 +57,8 @@ class Policy:
             config.short_quantile, config.long_quantile, config.history, config.pool, config.max_problems
         )
         self.latency = LatencyModel(config.step_widths)
+        if config.profile:
+            self.latency.learn(measured_steps(config.profile))
         self.calibration = Calibration()
         self._adaptive = config.arm.startswith("das")
         self._chooser = WidthChooser(config.step_widths, self.latency, config.explore_every, config.margin)
@@ -171,6 +174,8 @@ class Policy:
 
     def _choose(self, probabilities: npt.NDArray[np.float32], usable: npt.NDArray[np.int32], plan: Plan) -> WidthChoice:
         requests = len(usable)
+        if self.config.arm == "sweep" and requests:
+            return self._sweep(usable)
         if not usable.any():
             seconds = float(self.latency.seconds(requests)[0]) if requests else 0.0
             return WidthChoice(1, np.zeros(requests, np.int32), float(requests), seconds, False)
@@ -179,6 +184,12 @@ class Policy:
             return self._chooser.widest(corrected, usable)
         choose = self._chooser.packed if self.config.packed else self._chooser.uniform
         return choose(corrected, usable, plan.weights)
+
+    def _sweep(self, usable: npt.NDArray[np.int32]) -> WidthChoice:
+        widths, requests = self.config.step_widths, len(usable)
+        at = self._plans % len(widths)
+        drafts = np.minimum(usable, np.int32(widths[at] - 1))
+        return WidthChoice(widths[at], drafts, float(requests), float(self.latency.seconds(requests)[at]), True)
 
     def observe_step(self, requests: int, width: int, seconds: float, drafted: int, accepted: int) -> None:
         """The engine's own measurement of a verify step.
@@ -276,6 +287,7 @@ class Policy:
         short_below, long_from = self.lengths.thresholds
         return {
             "arm": self.config.arm,
+            "widths": list(self.config.step_widths),
             "steps_by_width": dict(sorted(self._steps.items())),
             "drafted": self._drafted,
             "accepted": self._accepted,
@@ -290,7 +302,7 @@ class Policy:
             "times_off": self._switch.rests,
             "steps_off": self._plans_off,
             "why": self._why(),
-        }
+        } | ({"measured": self.latency.table()} if self.config.arm == "sweep" else {})
 
     def _why(self) -> str | None:
         """Of the request that the batch is expected to wait for longest."""
