@@ -213,9 +213,9 @@ def test_arms_say_how_their_servers_differ():
     from sglang_das.demo.arms import arm_options
 
     assert arm_options("plain").options == []
-    das = arm_options("das:shape=chain:coupled=0")
+    das = arm_options("das:shape=chain+arm=fixed:3")
     assert das.options == arm_options("das").options == ["--speculative-algorithm", "DAS"]
-    assert das.environment == {"SGLANG_DAS_SHAPE": "chain", "SGLANG_DAS_COUPLED": "0"}
+    assert das.environment == {"SGLANG_DAS_SHAPE": "chain", "SGLANG_DAS_ARM": "fixed:3"}
     ngram = arm_options("ngram:5")
     assert ngram.options[-2:] == ["--speculative-num-draft-tokens", "5"]
     assert ngram.environment == {"SGLANG_DAS_DRAFTER": "ngram"}
@@ -231,6 +231,7 @@ def test_arms_say_how_their_servers_differ():
         (["--arms", "plain,magic"], "'magic'. Known: plain, das, ngram"),
         (["--arms", "plain:1"], "'plain:1'. Known"),
         (["--arms", "ngram:1"], "'ngram:1'. Known"),
+        (["--arms", "das:"], "'' is not SETTING=VALUE. The settings are"),
         (["--arms", "das:coupld=0"], "'coupld=0' is not SETTING=VALUE. The settings are"),
         (["--record", "/nowhere/rollouts.jsonl"], "--record /nowhere/rollouts.jsonl: No such file or directory"),
         (["--json", "/nowhere/report.json"], "there is no folder /nowhere"),

@@ -1,7 +1,7 @@
 """The kinds of server that are compared, by name: what each has beyond what all of them share.
 
 - `plain`: no speculation;
-- `das`, with settings changed if wanted: `das:shape=chain:coupled=0` sets `SGLANG_DAS_SHAPE` and `SGLANG_DAS_COUPLED`;
+- `das`, with settings changed if wanted: `das:shape=chain+coupled=0` sets `SGLANG_DAS_SHAPE` and `SGLANG_DAS_COUPLED`;
 - `ngram`, SGLang's own n-gram corpus driven through the same worker, so that both are verified alike; `ngram:9`
   verifies nine rows a request and step.
 """
@@ -30,20 +30,22 @@ def arm_options(name: str) -> ArmOptions:
     Raises:
         DemoError: there is no such arm, or no such setting.
     """
-    kind, *more = name.split(":")
-    if kind == "plain" and not more:
+    kind, colon, changes = name.partition(":")
+    if name == "plain":
         return ArmOptions()
     if kind == "das":
-        return ArmOptions(["--speculative-algorithm", "DAS"], dict(_setting(name, text) for text in more))
-    if kind == "ngram" and len(more) <= 1:
-        width = more[0] if more else str(NGRAM_WIDTH)
+        settings = changes.split("+") if colon else []
+        return ArmOptions(["--speculative-algorithm", "DAS"], dict(_setting(name, text) for text in settings))
+    if kind == "ngram":
+        width = changes if colon else str(NGRAM_WIDTH)
         if width.isdecimal() and int(width) > 1:
             return ArmOptions(
                 ["--speculative-algorithm", "DAS", "--speculative-num-draft-tokens", width],
                 {PREFIX + "DRAFTER": "ngram"},
             )
     raise DemoError(
-        f"--arms names {name!r}. Known: {', '.join(KNOWN)}; das:SETTING=VALUE changes a setting, ngram:WIDTH the width"
+        f"--arms names {name!r}. Known: {', '.join(KNOWN)}; "
+        "das:SETTING=VALUE+... changes settings, ngram:WIDTH the width"
     )
 
 
