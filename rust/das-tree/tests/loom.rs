@@ -211,6 +211,30 @@ fn append_vs_read_of_its_tokens() {
     });
 }
 
+/// What is said to have followed last has followed: the occurrence noted at a node is read as it was written, also where it
+/// lies in a chunk of the text that has just been made.
+#[test]
+fn append_vs_latest() {
+    model(|| {
+        let tree = tree();
+        let _first = sequence(&tree, &[1, 2, 1, 3]);
+        let second = sequence(&tree, &[5, 6, 7]);
+        let reader = {
+            let tree = Arc::clone(&tree);
+            loom::thread::spawn(move || {
+                let found = tree.latest_follower(&[1]).unwrap();
+                let token = found.map(|found| found.token);
+                assert!([Some(3), Some(4)].contains(&token), "{token:?}");
+            })
+        };
+        // Fills the chunk, so these go to a new one.
+        second.append(&[1, 4]).unwrap();
+        reader.join().unwrap();
+        let found = tree.latest_follower(&[1]).unwrap().unwrap();
+        assert_eq!(found.token, 4);
+    });
+}
+
 /// A draft made while nodes appear under its contexts still has all that was known before: the shorter context is
 /// reached by the suffix link of a node just made, or without it.
 #[test]
