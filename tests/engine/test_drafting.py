@@ -99,7 +99,7 @@ def finish(drafter, request, reason):
 def test_a_rollout_is_drafted_from_its_predecessor():
     drafter, counters = make()
     first = Request("a")
-    assert decode(drafter, first, TEXT) > len(TEXT) - 5
+    assert decode(drafter, first, TEXT) > 0.8 * len(TEXT)
     finish(drafter, first, FINISH_MATCHED_TOKEN)
     assert decode(drafter, Request("b"), TEXT) < len(TEXT) / 4
     assert counters.accepted > len(TEXT) / 2
@@ -226,7 +226,7 @@ def test_requests_that_are_nobodys_rollout_are_left_alone():
 
 
 def test_a_batch_may_mix_both_kinds():
-    drafter, _ = make()
+    drafter, _ = make(shape="chain")
     decode(drafter, Request("a"), TEXT)
     mixed = [Request("HEALTH_CHECK_1"), Request("b"), Request("c", prompt=[1, 2])]
     for request in mixed:
