@@ -15,7 +15,7 @@ from .oracle import oracles
 from .simulation import COSTS, PolicyArm, simulate
 from .workloads import Epoch, Workload, recorded
 
-ARMS = ("das", "das-classes", "das-budget", "das-printed", "unlimited", "fixed:1", "fixed:3", "fixed:7")
+ARMS = ("das", "das-classes", "das-budget", "das-printed", "unlimited", "fixed:1", "fixed:3")
 BATCHES = (1, 8, 32, 128, 256)
 EPOCHS = 3
 QUEUE = 4  # recorded rollouts per slot, as far as there are so many; synthetic ones all run at once, as in the paper

@@ -8,8 +8,8 @@ slot, the best N (forward passes to go) and theta_i minimise
 
 problem (6) of arXiv 2511.13841 with measured curves in place of its acceptance model. While others wait, each minimises
 (c_base / slots + c_req) n_i + c_tok r_i alone. c_tok / theta_i is then the price of a token of i. Packed rows follow
-theta_i; a uniform width is the one that gains most at these prices, or most per second. As they are not exact there,
-:func:`oracles` gives several, of which the best counts.
+theta_i; a uniform width is the one that gains most at these prices, or most per second, all tokens worth the same
+or not. As no price is exact there, :func:`oracles` gives several, of which the best counts.
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ def _to_the_end(values: Floats, epoch: Epoch) -> Floats:
 class Oracle:
     """Plans every few steps, by what it knows."""
 
-    def __init__(self, cost: Cost, slots: int, packed: bool, scale: float, by_rate: bool = False) -> None:
+    def __init__(
+        self, cost: Cost, slots: int, packed: bool, scale: float = 1.0, by_rate: bool = False, even: bool = False
+    ) -> None:
         self.packed = packed
-        self._cost, self._slots, self._scale, self._by_rate = cost, slots, scale, by_rate
+        self._cost, self._slots, self._scale, self._by_rate, self._even = cost, slots, scale, by_rate, even
         self._curves: dict[int, Curves] = {}
         self._epoch: Epoch | None = None
         self._theta = np.zeros(0, np.float32)
@@ -89,7 +91,7 @@ class Oracle:
             drafts = (worth >= theta).sum(axis=1).astype(np.int32)
             return WidthChoice(int(drafts.max()) + 1, drafts, 0.0, 0.0, False)
         requests = len(batch)
-        price = self._cost.slope(2 * requests) / theta[:, 0]
+        price = np.ones(requests) if self._even else self._cost.slope(2 * requests) / theta[:, 0]
         value = np.append(0.0, np.cumsum(price @ worth))[_WIDTHS - 1]
         times = np.array([self._cost(requests, requests * int(width)) for width in _WIDTHS])
         gain = (value + price.sum()) / times if self._by_rate else value - times
@@ -123,4 +125,5 @@ def oracles(cost: Cost, slots: int, packed: bool) -> list[Arm]:
     if packed:
         return [Oracle(cost, slots, packed, scale=1.0)]
     by_price = [Oracle(cost, slots, packed, scale) for scale in (0.5, 1.0, 2.0)]
-    return [*by_price, Oracle(cost, slots, packed, scale=1.0, by_rate=True)]
+    by_rate = [Oracle(cost, slots, packed, by_rate=True, even=even) for even in (False, True)]
+    return [*by_price, *by_rate]

@@ -159,7 +159,9 @@ def test_packed_drafts_equal_brute_force(data):
 def test_packed_rows_go_where_they_are_worth_most():
     path = np.array([[0.9, 0.8, 0.7], [0.9, 0.3, 0.05], [0.05, 0.01, 0.001]], np.float32)
     plan = Plan(np.full(3, LONG, np.int8), np.full(3, 3, np.int32), np.zeros(3, np.float32), None, np.arange(3))
-    assert PACKED.width(path, np.full(3, 3, np.int32), plan).drafts.tolist() == [3, 2, 0]
+    policy = trained(lambda requests, width: 0.06 + 0.0015 * requests * width, packed=True)
+    choice = policy.width(path, np.full(3, 3, np.int32), plan)
+    assert (choice.drafts.tolist(), choice.explored) == ([3, 2, 0], False)
 
 
 def test_exploration_is_rare():

@@ -61,8 +61,8 @@ class PolicyConfig:
     explore_every: int = 128
     """One speculative step in this many tries a neighbour of the best width, to keep its cost known."""
 
-    margin: float = 0.01
-    """Least modelled gain over plain decoding for which a step speculates."""
+    margin: float = 0.05
+    """Least modelled gain over plain decoding for which a step speculates: the best of guesses promises too much."""
 
     retest_after: int = 64
     """Steps without drafts after the measured gain was negative; doubles at each failure, up to 32 times."""

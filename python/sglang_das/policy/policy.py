@@ -25,6 +25,7 @@ from .classes import LONG, MEDIUM, SHORT, LengthModel
 from .config import PolicyConfig
 from .explain import Reasons, sentence
 from .latency import LatencyModel
+from .pace import Pace
 from .profile import measured_steps
 from .switch import OffSwitch
 from .tail import Tail
@@ -63,6 +64,7 @@ class Policy:
         self._adaptive = config.arm.startswith("das")
         self._chooser = WidthChooser(config.step_widths, self.latency, config.explore_every, config.margin)
         self._tail = Tail(self.lengths)
+        self._pace = Pace()
         self._switch = OffSwitch(config.retest_after)
         self._acceptance: AcceptanceModel | None = None
         self._budgets: StepBudgets | None = None
@@ -95,6 +97,7 @@ class Policy:
                 "a rollout opens with 0 <= generated < max_new_tokens"
             )
         row = self.lengths.open(problem, max_new_tokens, generated)
+        self._pace.open(row)
         if self._acceptance and self._budgets:
             self._acceptance.open(row, problem)
             self._budgets.open(row)
@@ -251,6 +254,8 @@ class Policy:
         elif accepted.shape != probabilities.shape:
             raise ValueError(f"policy: accepted has shape {accepted.shape}, must be {probabilities.shape}")
         self.calibration.observe(probabilities, drafts, accepted)
+        if self._last is not None and len(self._last[0].rows) == requests:
+            self._pace.observe(self._last[0].rows, accept_lens)
 
     def explain(self, row: int) -> str:
         """Why a live request had the budget it had in the last step, in a sentence.
@@ -314,10 +319,12 @@ class Policy:
     def _weights(self, rows: npt.NDArray[np.int64], waiting: int | None) -> npt.NDArray[np.float64]:
         """Seconds a step of each request costs the makespan, scaled to mean one.
 
-        A step less for request i saves c_base if i is the last to finish, and its own c_req + c_tok in any case.
+        A step less for request i saves c_base if i is the last to finish, and its own c_req + c_tok in any case; pace
+        tokens save a step.
         """
         base, per_request, per_row = self.latency.coefficients
-        worth = base * self._tail.shares(rows, waiting) + per_request + per_row
+        pace = self._pace(rows)
+        worth = (base * self._tail.shares(rows, waiting, pace) + per_request + per_row) / pace
         weights: npt.NDArray[np.float64] = worth / worth.mean()
         return weights
 

@@ -47,11 +47,11 @@ class Tail:
         self._most = 0  # live rollouts at the most since the batch was last empty
         self._below_most = 0  # steps in a row with fewer
 
-    def shares(self, rows: Ints, waiting: int | None) -> Floats:
+    def shares(self, rows: Ints, waiting: int | None, pace: Floats) -> Floats:
         """P(row is last to finish), or even shares while rollouts wait for a slot: float64 [n], sums to one.
 
-        ``waiting`` is the number of rollouts in the queue. Without it, the queue is taken to be empty once a slot
-        stays free for a few steps.
+        ``pace`` float64 [n] is their tokens per step: of two as long, the slower is the last. ``waiting`` is the number
+        of rollouts in the queue. Without it, the queue is taken to be empty once a slot stays free for a few steps.
         """
         even: Floats = np.full(len(rows), 1.0 / max(len(rows), 1))
         self._most = max(self._most, len(rows)) if len(rows) else 0
@@ -61,10 +61,10 @@ class Tail:
             self._age = 0
             return even
         if self._age == 0:
-            ahead = np.geomspace(1.0, max(2.0, float(self._lengths.left(rows).max())), _POINTS)
+            ahead = np.geomspace(1.0, max(2.0, float((self._lengths.left(rows) / pace).max())), _POINTS)
             self._share = np.zeros(max(len(self._share), int(rows.max()) + 1))
             known = float(self._lengths.evidence(rows).mean())
-            last = last_to_finish(self._lengths.lasts_beyond(rows, ahead))
+            last = last_to_finish(self._lengths.lasts_beyond(rows, ahead * pace[:, None]))
             self._share[rows] = known * last + (1.0 - known) * even
         self._age = (self._age + 1) % _STALE_AFTER
         if int(rows.max()) >= len(self._share):
