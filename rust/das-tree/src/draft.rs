@@ -23,11 +23,14 @@ use crate::{
     sync,
     tally::Tally,
     tree::Tree,
+    trust::Trust,
 };
 use insight::{Insight, Merge, Sources};
 
 /// Contexts collected per source.
 const CONTEXTS: usize = 6;
+/// The least path probability there must be left for further evidence to be heard.
+const LEAST_HEARD: f32 = 0.04;
 /// The least conditional probability of a draft.
 const LEAST_SHARE: f32 = 0.003;
 
@@ -419,7 +422,7 @@ impl Scratch {
         probability: f32,
         options: &DraftOptions,
     ) {
-        self.estimate(view);
+        self.estimate(view, probability);
         let shares = self.blend.shares().iter();
         let likely = shares.filter(|(_, share)| share.estimate >= LEAST_SHARE);
         let lore = &view.sources.tree.lore;
@@ -444,8 +447,8 @@ impl Scratch {
         }
     }
 
-    /// Estimates what follows the node opened last.
-    fn estimate(&mut self, view: &View) {
+    /// Estimates what follows the node opened last, which is reached with some probability.
+    fn estimate(&mut self, view: &View, probability: f32) {
         let lore = &view.sources.tree.lore;
         self.evidence.clear();
         if view.informed {
@@ -458,25 +461,36 @@ impl Scratch {
                     .counted(self.blend.shares(), self.blend.left());
             }
         }
+        let trust = &lore.backoff.trust;
+        let mut blended = self.blend_evidence(trust, 0);
         let node = self.open.last().expect("a node was opened");
         let (last, depth) = (node.last, node.depth);
-        if lore.rejected && view.informed {
+        // Of the first node all is heard, to learn from it; below, only what may still matter.
+        let matters = |blend: &Blend| depth == 0 || probability * blend.left() >= LEAST_HEARD;
+        if lore.rejected && view.informed && matters(&self.blend) {
             self.evidence.add_rows(&view.sources, false, last, depth);
+            blended = self.blend_evidence(trust, blended);
         }
-        if lore.shared {
+        if lore.shared && matters(&self.blend) {
             self.evidence.add_rows(&view.sources, true, last, depth);
+            blended = self.blend_evidence(trust, blended);
         }
-        if view.informed {
+        if view.informed && matters(&self.blend) {
             let (recent, depths) = (&mut self.recent, &mut self.recent_depths);
             self.evidence
                 .add_recent(&view.sources, depth, recent, depths);
+            self.blend_evidence(trust, blended);
         }
-        for (cell, votes) in self.evidence.levels() {
-            if !self.blend.is_open() {
-                break;
+    }
+
+    /// Blends the evidence from a level on; returns how many levels there are.
+    fn blend_evidence(&mut self, trust: &Trust, from: usize) -> usize {
+        for (cell, votes) in self.evidence.levels().skip(from) {
+            if self.blend.is_open() {
+                self.blend.add_votes(trust.part(cell), votes);
             }
-            self.blend.add_votes(lore.backoff.trust.part(cell), votes);
         }
+        self.evidence.len()
     }
 
     /// Collects what the target knew after the longest contexts of the node opened last.

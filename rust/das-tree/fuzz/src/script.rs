@@ -99,6 +99,7 @@ fn open_world(reader: &mut Reader) -> Option<World> {
         window,
         max_depth,
         decay,
+        soft: false,
         shared: false,
         ..HistoryOptions::default()
     };

@@ -149,6 +149,11 @@ impl Evidence {
         self.drafted.push((token, parent, share));
     }
 
+    /// Number of levels.
+    pub(crate) fn len(&self) -> usize {
+        self.levels.len()
+    }
+
     /// The levels with their votes.
     pub(crate) fn levels(&self) -> impl Iterator<Item = (Cell, &[(Token, f32)])> {
         let starts = std::iter::once(0).chain(self.levels.iter().map(|level| level.end));
