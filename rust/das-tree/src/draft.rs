@@ -29,8 +29,9 @@ use insight::{Insight, Merge, Sources};
 
 /// Contexts collected per source.
 const CONTEXTS: usize = 6;
-/// The least path probability there must be left for further evidence to be heard.
-const LEAST_HEARD: f32 = 0.04;
+/// The path probability there must be left for further evidence to be heard, as a part of what a node has if all of a draft have the
+/// same.
+const LEAST_HEARD: f32 = 0.4;
 /// The least conditional probability of a draft.
 const LEAST_SHARE: f32 = 0.003;
 
@@ -422,7 +423,8 @@ impl Scratch {
         probability: f32,
         options: &DraftOptions,
     ) {
-        self.estimate(view, probability);
+        let least = LEAST_HEARD / options.max_nodes as f32;
+        self.estimate(view, probability, least);
         let shares = self.blend.shares().iter();
         let likely = shares.filter(|(_, share)| share.estimate >= LEAST_SHARE);
         let lore = &view.sources.tree.lore;
@@ -447,8 +449,9 @@ impl Scratch {
         }
     }
 
-    /// Estimates what follows the node opened last, which is reached with some probability.
-    fn estimate(&mut self, view: &View, probability: f32) {
+    /// Estimates what follows the node opened last, which is reached with some probability; evidence that would have less than
+    /// `least` to give is not heard.
+    fn estimate(&mut self, view: &View, probability: f32, least: f32) {
         let lore = &view.sources.tree.lore;
         self.evidence.clear();
         if view.informed {
@@ -466,7 +469,7 @@ impl Scratch {
         let node = self.open.last().expect("a node was opened");
         let (last, depth) = (node.last, node.depth);
         // Of the first node all is heard, to learn from it; below, only what may still matter.
-        let matters = |blend: &Blend| depth == 0 || probability * blend.left() >= LEAST_HEARD;
+        let matters = |blend: &Blend| depth == 0 || probability * blend.left() >= least;
         if lore.rejected && view.informed && matters(&self.blend) {
             self.evidence.add_rows(&view.sources, false, last, depth);
             blended = self.blend_evidence(trust, blended);
