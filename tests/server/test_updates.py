@@ -58,7 +58,8 @@ def test_a_flush_alone_counts_where_no_update_was_ever_announced(das):
     assert rollouts(das) == first
     after = das.das()
     drafted, accepted = after["drafted"] - before["drafted"], after["accepted"] - before["accepted"]
-    assert accepted > 0.8 * drafted > 0, "a greedy rollout repeats its predecessor"
+    # A tree drafts alternatives too, of which one at most is kept.
+    assert accepted > 0.5 * drafted > 0, "a greedy rollout repeats its predecessor"
 
 
 def test_an_update_from_disk(das, model, other_model):
