@@ -33,8 +33,10 @@ class DasConfig:
     """Who drafts; `ngram` is SGLang's own corpus, for comparisons only."""
     enabled: bool = True
     """Whether to draft at all. Off, the server decodes plainly through the same worker."""
-    arm: str = "das-classes"
+    arm: str = "das"
     """The policy's arm: see `sglang_das.policy`."""
+    profile: str = ""
+    """A file written by `das profile` for this server: what steps cost is known from the start."""
     shape: Shape = "auto"
     """Form of a draft: `chain`, `tree`, or `auto`, a tree wherever the attention backend can verify one."""
     soft: bool = True

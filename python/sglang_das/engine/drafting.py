@@ -82,7 +82,7 @@ class Drafter:
             rejected=config.rejected,
         )
         self._noise_of = noise_of
-        self._policy_config = PolicyConfig(arm=config.arm, max_width=max_width)
+        self._policy_config = PolicyConfig(arm=config.arm, max_width=max_width, profile=config.profile)
         self.policy = Policy(self._policy_config)
         self._max_nodes = max_width - 1
         self._counters = counters
