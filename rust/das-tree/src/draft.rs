@@ -29,9 +29,10 @@ use insight::{Insight, Merge, Sources};
 
 /// Contexts collected per source.
 const CONTEXTS: usize = 6;
-/// The path probability there must be left for further evidence to be heard, as a part of what a node has if all of a draft have the
-/// same.
+/// The path probability there must be left for further evidence to be heard: this divided by the nodes of the draft, and never
+/// more than that.
 const LEAST_HEARD: f32 = 0.4;
+const MOST_UNHEARD: f32 = 0.025;
 /// The least conditional probability of a draft.
 const LEAST_SHARE: f32 = 0.003;
 
@@ -423,7 +424,7 @@ impl Scratch {
         probability: f32,
         options: &DraftOptions,
     ) {
-        let least = LEAST_HEARD / options.max_nodes as f32;
+        let least = (LEAST_HEARD / options.max_nodes as f32).min(MOST_UNHEARD);
         self.estimate(view, probability, least);
         let shares = self.blend.shares().iter();
         let likely = shares.filter(|(_, share)| share.estimate >= LEAST_SHARE);
