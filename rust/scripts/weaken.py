@@ -70,8 +70,8 @@ WEAKENINGS = (
     Weakening(
         "an append lets another of its sequence in between its tokens",
         "sequence.rs",
-        "        self.handle.lock().append(tokens, known, TAKEN_IN)",
-        "        tokens.chunks(1).try_for_each(|token| self.handle.lock().append(token, known, TAKEN_IN))",
+        "        state.append(tokens, known, TAKEN_IN)",
+        "        drop(state);\n        tokens.chunks(1).try_for_each(|token| self.handle.lock().append(token, known, TAKEN_IN))",
     ),
     Weakening(
         "a tree is made anew by two threads at once",
