@@ -75,10 +75,8 @@ impl SuffixTree {
         position: i64,
     ) -> PyResult<Draft> {
         let context = tokens("context", context)?;
-        let options = {
-            let coupling = crate::coupling::coupling("coupling", coupling, seed, position)?;
-            draft_options(max_tokens, min_probability, shape, coupling)?
-        };
+        let coupling = crate::coupling::coupling("coupling", coupling, seed, position)?;
+        let options = draft_options(max_tokens, min_probability, shape, coupling)?;
         let draft = detached(py, || self.0.draft(&context, &options))?.map_err(tree_error)?;
         Ok(Draft::new(py, draft))
     }
@@ -209,10 +207,8 @@ impl Sequence {
         seed: i64,
         position: i64,
     ) -> PyResult<Draft> {
-        let options = {
-            let coupling = crate::coupling::coupling("coupling", coupling, seed, position)?;
-            draft_options(max_tokens, min_probability, shape, coupling)?
-        };
+        let coupling = crate::coupling::coupling("coupling", coupling, seed, position)?;
+        let options = draft_options(max_tokens, min_probability, shape, coupling)?;
         let draft = detached(py, || self.0.draft(&options))?.map_err(tree_error)?;
         Ok(Draft::new(py, draft))
     }

@@ -5,7 +5,7 @@
 //! in a table of what came of such estimates before: knots on the log-odds axis, between which is interpolated, for one piece
 //! of evidence, two, three and more. It begins with the identity.
 
-use crate::sync::{AtomicU32, Ordering};
+use crate::ratio::Ratio;
 
 /// Knots at whole log-odds from -6 to 6.
 const KNOTS: usize = 13;
@@ -19,8 +19,8 @@ const MEMORY: f32 = 8192.0;
 /// The table.
 #[derive(Debug)]
 pub(crate) struct Calibration {
-    /// Came and estimated, as float bits.
-    knots: Box<[(AtomicU32, AtomicU32)]>,
+    /// Came of estimated.
+    knots: Box<[Ratio]>,
 }
 
 /// Between which knots an estimate lies, and how near the second.
@@ -44,11 +44,7 @@ impl Default for Calibration {
     fn default() -> Self {
         let knot = |knot: usize| {
             let odds = ((knot % KNOTS) as f32 - RANGE).exp();
-            let came = PRIOR * odds / (1.0 + odds);
-            (
-                AtomicU32::new(came.to_bits()),
-                AtomicU32::new(PRIOR.to_bits()),
-            )
+            Ratio::new(odds / (1.0 + odds), PRIOR)
         };
         Self {
             knots: (0..VOICES * KNOTS).map(knot).collect(),
@@ -58,15 +54,12 @@ impl Default for Calibration {
 
 impl Calibration {
     /// Words of the table.
-    pub(crate) const WORDS: usize = 2 * VOICES * KNOTS;
+    pub(crate) const WORDS: usize = Ratio::WORDS * VOICES * KNOTS;
 
     /// What an estimate, named by so many pieces of evidence, is worth.
     pub(crate) fn worth(&self, estimate: f32, voices: u32) -> f32 {
         let Place { knot, along } = place(estimate, voices);
-        let share = |knot: usize| {
-            let (came, all) = self.pair(knot);
-            came / all
-        };
+        let share = |knot: usize| self.knots[knot].share();
         share(knot) * (1.0 - along) + share(knot + 1) * along
     }
 
@@ -74,39 +67,20 @@ impl Calibration {
     pub(crate) fn learn(&self, estimate: f32, voices: u32, came: bool) {
         let Place { knot, along } = place(estimate, voices);
         for (knot, weight) in [(knot, 1.0 - along), (knot + 1, along)] {
-            let (mut before, mut all) = self.pair(knot);
-            if all + weight > MEMORY {
-                let kept = (MEMORY - weight) / all;
-                (before, all) = (before * kept, all * kept);
-            }
-            let came = before + weight * f32::from(u8::from(came));
-            let (first, second) = &self.knots[knot];
-            first.store(came.to_bits(), Ordering::Relaxed); // of two that learn at once one may be lost
-            second.store((all + weight).to_bits(), Ordering::Relaxed); // as above
+            self.knots[knot].learn(f32::from(u8::from(came)), weight, MEMORY);
         }
     }
 
     /// The table, as words.
     pub(crate) fn words(&self) -> impl Iterator<Item = u32> + '_ {
-        let knots = self.knots.iter().flat_map(|(came, all)| [came, all]);
-        knots.map(|word| word.load(Ordering::Relaxed)) // as in `pair`
+        self.knots.iter().flat_map(Ratio::words)
     }
 
     /// Puts back what [`Self::words`] has given, where it makes sense.
     pub(crate) fn restore(&self, words: &[u32]) {
-        for ((came, all), pair) in self.knots.iter().zip(words.chunks_exact(2)) {
-            let [first, second] = [f32::from_bits(pair[0]), f32::from_bits(pair[1])];
-            if first >= 0.0 && first <= second && second > 0.0 && second <= MEMORY {
-                came.store(pair[0], Ordering::Relaxed); // as above
-                all.store(pair[1], Ordering::Relaxed); // as above
-            }
+        for (knot, words) in self.knots.iter().zip(words.chunks_exact(Ratio::WORDS)) {
+            knot.restore(words, MEMORY);
         }
-    }
-
-    fn pair(&self, knot: usize) -> (f32, f32) {
-        let (came, all) = &self.knots[knot];
-        let load = |value: &AtomicU32| f32::from_bits(value.load(Ordering::Relaxed)); // estimates: any mixture of old and new will do
-        (load(came), load(all))
     }
 }
 

@@ -65,6 +65,7 @@ mod node;
 mod noise;
 mod own;
 mod pool;
+mod ratio;
 mod sequence;
 mod spread;
 mod sync;

@@ -4,7 +4,7 @@
 //! at values fitted on recorded rollouts and follow the traffic at hand: after each token, what share of it each kind deserved
 //! is known by Bayes' rule, and that moves its part.
 
-use crate::sync::{AtomicU32, Ordering};
+use crate::ratio::Ratio;
 
 /// Kinds of evidence from distributions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,19 +105,13 @@ const UNNAMED: f32 = 2e-5;
 /// The parts of all kinds.
 #[derive(Debug)]
 pub(crate) struct Trust {
-    /// Deserved and offered, as float bits.
-    cells: Box<[(AtomicU32, AtomicU32)]>,
+    /// Deserved of offered.
+    cells: Box<[Ratio]>,
 }
 
 impl Default for Trust {
     fn default() -> Self {
-        let cell = |cell: usize| {
-            let start = Cell(cell as u8).start() * PRIOR;
-            (
-                AtomicU32::new(start.to_bits()),
-                AtomicU32::new(PRIOR.to_bits()),
-            )
-        };
+        let cell = |cell: usize| Ratio::new(Cell(cell as u8).start(), PRIOR);
         Self {
             cells: (0..CELLS).map(cell).collect(),
         }
@@ -125,39 +119,24 @@ impl Default for Trust {
 }
 
 impl Trust {
+    /// Words of all parts.
+    pub(crate) const WORDS: usize = Ratio::WORDS * CELLS;
+
     /// The part evidence of this kind takes of what is left.
     pub(crate) fn part(&self, cell: Cell) -> f32 {
-        let (deserved, offered) = self.pair(cell);
-        deserved / offered
+        self.cells[usize::from(cell.0)].share()
     }
-
-    /// Words of all parts.
-    pub(crate) const WORDS: usize = 2 * CELLS;
 
     /// All parts, as words.
     pub(crate) fn words(&self) -> impl Iterator<Item = u32> + '_ {
-        let cells = self
-            .cells
-            .iter()
-            .flat_map(|(deserved, offered)| [deserved, offered]);
-        cells.map(|word| word.load(Ordering::Relaxed)) // as below
+        self.cells.iter().flat_map(Ratio::words)
     }
 
     /// Puts back what [`Self::words`] has given, where it makes sense.
     pub(crate) fn restore(&self, words: &[u32]) {
-        for ((deserved, offered), pair) in self.cells.iter().zip(words.chunks_exact(2)) {
-            let [first, second] = [f32::from_bits(pair[0]), f32::from_bits(pair[1])];
-            if first >= 0.0 && first <= second && second > 0.0 && second <= MEMORY {
-                deserved.store(pair[0], Ordering::Relaxed); // as below
-                offered.store(pair[1], Ordering::Relaxed); // as below
-            }
+        for (cell, words) in self.cells.iter().zip(words.chunks_exact(Ratio::WORDS)) {
+            cell.restore(words, MEMORY);
         }
-    }
-
-    fn pair(&self, cell: Cell) -> (f32, f32) {
-        let (deserved, offered) = &self.cells[usize::from(cell.0)];
-        let load = |value: &AtomicU32| f32::from_bits(value.load(Ordering::Relaxed)); // estimates: any mixture of old and new will do
-        (load(deserved), load(offered))
     }
 
     /// Learns from a token that has come. `before` is the probability that longer evidence of other kinds gave it, `left`
@@ -182,21 +161,9 @@ impl Trust {
             let part = self.part(cell);
             let (here, later) = (part * given, (1.0 - part) * rest(i + 1));
             let deserved = here / (here + later);
-            self.move_part(cell, reach, deserved);
+            self.cells[usize::from(cell.0)].learn(deserved, reach, MEMORY);
             reach *= 1.0 - deserved;
         }
-    }
-
-    fn move_part(&self, cell: Cell, reach: f32, share: f32) {
-        let (mut deserved, mut offered) = self.pair(cell);
-        let room = MEMORY - reach;
-        if offered > room {
-            deserved *= room / offered;
-            offered = room;
-        }
-        let (first, second) = &self.cells[usize::from(cell.0)];
-        first.store((deserved + reach * share).to_bits(), Ordering::Relaxed); // as above; of two that learn at once one may be lost
-        second.store((offered + reach).to_bits(), Ordering::Relaxed); // as above
     }
 }
 
