@@ -71,7 +71,8 @@ WEAKENINGS = (
         "an append lets another of its sequence in between its tokens",
         "sequence.rs",
         "        state.append(tokens, known, TAKEN_IN)",
-        "        drop(state);\n        tokens.chunks(1).try_for_each(|token| self.handle.lock().append(token, known, TAKEN_IN))",
+        "        drop(state);\n"
+        "        tokens.chunks(1).try_for_each(|token| self.handle.lock().append(token, known, TAKEN_IN))",
     ),
     Weakening(
         "a tree is made anew by two threads at once",
