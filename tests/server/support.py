@@ -122,8 +122,9 @@ OPTIONS = {
     "": [],
     # As the training frameworks start it that send and take token ids.
     "ids": ["--skip-tokenizer-init"],
-    # Every other way of scheduling at once: little memory, prefill in chunks, priorities.
+    # Every other way of scheduling at once: little memory, hopefully given away, prefill in chunks, priorities.
     "tight": [
+        *("--schedule-conservativeness", "0.1"),
         *("--max-total-tokens", "1280", "--chunked-prefill-size", "32"),
         *("--enable-priority-scheduling", "--default-priority-value", "0", "--enable-custom-logit-processor"),
     ],
