@@ -1,6 +1,7 @@
-//! What is learnt over all problems, or too cheaply to be a tree's: which tokens follow one or two others, bounded in memory.
+//! What is learnt over all problems, or too cheaply to be a tree's: which tokens follow a few others, bounded in memory.
 //!
-//! A table of rows, each the mean distribution after one context of one or two tokens. A context's bucket is given by its
+//! A table of rows, each the mean distribution after one context of one or two tokens, or of two with one between
+//! them that does not matter. A context's bucket is given by its
 //! hash; a new one takes the place of the one in its bucket seen least. Rows are guarded by a version that is odd while
 //! somebody writes: a reader who meets a writer goes without the row, a writer who meets another leaves what it had to say.
 //! Nobody waits.
@@ -54,7 +55,7 @@ struct Row {
     shares: [AtomicU32; ENTRIES / 2],
 }
 
-/// A context of one or two tokens.
+/// A context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key(u64);
 
@@ -62,6 +63,12 @@ impl Key {
     /// The context of `tokens` over all problems.
     pub(crate) fn shared(tokens: &[Token]) -> Self {
         Self::mix(1, tokens)
+    }
+
+    /// The context of a token and the last but two before it, whatever is between, over all problems: where texts differ in
+    /// one token, it is the first to agree again.
+    pub(crate) fn apart(tokens: &[Token]) -> Self {
+        Self::mix(2, tokens)
     }
 
     /// The context of `tokens` in drafts of a problem that were not kept.

@@ -138,8 +138,8 @@ struct Open {
     occurrences: std::ops::Range<usize>,
     contexts: std::ops::Range<usize>,
     depth: u32,
-    /// The last two tokens.
-    last: [Option<Token>; 2],
+    /// The last tokens.
+    last: insight::Last,
 }
 
 /// A possible next node of the draft.
@@ -367,7 +367,7 @@ impl Scratch {
             occurrences: 0..self.occurrences.len(),
             contexts: 0..self.contexts.len(),
             depth: 0,
-            last: [2, 1].map(|back| own.len().checked_sub(back).map(|at| own[at])),
+            last: insight::last_of(own),
         };
         self.open.push(root);
         if options.max_nodes > 0 {
@@ -412,7 +412,7 @@ impl Scratch {
             occurrences: first_occurrence..self.occurrences.len(),
             contexts: first_context..self.contexts.len(),
             depth: parent.depth + 1,
-            last: [parent.last[1], Some(node.token)],
+            last: [parent.last[1], parent.last[2], Some(node.token)],
         });
     }
 
@@ -534,7 +534,7 @@ impl Scratch {
             }
         }
         // Contexts that begin with what has been drafted did not come down from the root.
-        if let ([_, Some(last)], true) = (node.last, node.depth > 0 && merge.wants_history()) {
+        if let ([.., Some(last)], true) = (node.last, node.depth > 0 && merge.wants_history()) {
             if let Some(at) = view.sources.tree.step(&Locus::ROOT, last) {
                 merge.add_history(&at, 1, 0);
             }

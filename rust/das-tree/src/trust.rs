@@ -14,11 +14,11 @@ pub(crate) enum Kind {
     /// The latest one in the problem's other rollouts.
     History,
     /// Drafts of the problem that were not kept, after the last two tokens, or the last.
-    Rejected2,
-    Rejected1,
+    Rejected,
     /// All problems', after the last two tokens, or the last.
-    Shared2,
-    Shared1,
+    Shared,
+    /// All problems', after the last token and the last but two.
+    SharedApart,
     /// What the request's own text has been made of lately.
     Recent,
     /// The latest occurrence of a context in the request's prompt.
@@ -28,7 +28,7 @@ pub(crate) enum Kind {
     HistorySure,
 }
 
-const KINDS: usize = 10;
+const KINDS: usize = 9;
 const LENGTHS: usize = 6;
 const COUNTS: usize = 4;
 const CELLS: usize = KINDS * LENGTHS * COUNTS;
@@ -85,12 +85,11 @@ impl Cell {
             cell % COUNTS,
         );
         match kind {
-            0 | 7 | 8 => OWN[length][count],
-            1 | 9 => HISTORY[length][count],
-            2 => 0.30,
-            3 => 0.43,
-            4 => [0.39, 0.53, 0.58, 0.65][count],
-            5 => [0.40, 0.46, 0.56, 0.64][count],
+            0 | 6 | 7 => OWN[length][count],
+            1 | 8 => HISTORY[length][count],
+            2 => [0.43, 0.30][length.min(1)],
+            3 if length == 0 => [0.40, 0.46, 0.56, 0.64][count],
+            3 | 4 => [0.39, 0.53, 0.58, 0.65][count],
             _ => 0.42,
         }
     }
@@ -175,7 +174,7 @@ mod tests {
     fn parts_become_the_frequencies_with_which_kinds_are_right() {
         let trust = Trust::default();
         let first = Cell::new(Kind::Own, 3, 1);
-        let second = Cell::new(Kind::Shared1, 1, 9);
+        let second = Cell::new(Kind::Shared, 1, 9);
         // One names the token three times in ten; the other, when the first was wrong, half the time.
         for i in 0..40_000 {
             let right = i % 10 < 3;
@@ -213,10 +212,9 @@ mod tests {
         let kinds = [
             Kind::Own,
             Kind::History,
-            Kind::Rejected2,
-            Kind::Rejected1,
-            Kind::Shared2,
-            Kind::Shared1,
+            Kind::Rejected,
+            Kind::Shared,
+            Kind::SharedApart,
             Kind::Recent,
             Kind::Prompt,
             Kind::OwnSure,

@@ -83,19 +83,15 @@ impl Insight {
     ) {
         let backoff = &tree.lore.backoff;
         self.pending.judge(backoff, tokens);
-        let mut before =
-            [text.len().checked_sub(2), text.len().checked_sub(1)].map(|at| at.map(|at| text[at]));
+        let mut last = last_of(text);
         for observation in known {
             if tree.lore.shared {
-                if let [_, Some(last)] = before {
-                    backoff.learn(Key::shared(&[last]), &observation);
-                }
-                if let [Some(last_but_one), Some(last)] = before {
-                    backoff.learn(Key::shared(&[last_but_one, last]), &observation);
+                for (key, _, _) in shared_contexts(last).into_iter().flatten() {
+                    backoff.learn(key, &observation);
                 }
             }
             self.recent.learn(&observation, RECENT_MEMORY);
-            before = [before[1], Some(observation.token)];
+            last = [last[1], last[2], Some(observation.token)];
         }
     }
 
@@ -236,41 +232,19 @@ impl Evidence {
     }
 
     /// Adds a level for each row there is: over all problems if `shared`, else of drafts that were not kept.
-    pub(crate) fn add_rows(
-        &mut self,
-        sources: &Sources,
-        shared: bool,
-        last: [Option<Token>; 2],
-        depth: u32,
-    ) {
+    pub(crate) fn add_rows(&mut self, sources: &Sources, shared: bool, last: Last, depth: u32) {
         let lore = &sources.tree.lore;
         let mut mixture = Mixture::<ENTRIES>::default();
-        let two = match last {
-            [Some(before), Some(last)] => Some([before, last]),
-            _ => None,
+        let contexts = if shared {
+            shared_contexts(last)
+        } else {
+            rejected_contexts(lore.problem, last)
         };
-        let one = last[1].map(|last| [last]);
-        let kinds = [
-            [Kind::Rejected2, Kind::Rejected1],
-            [Kind::Shared2, Kind::Shared1],
-        ][usize::from(shared)];
-        let contexts = [
-            two.as_ref().map(|two| &two[..]),
-            one.as_ref().map(|one| &one[..]),
-        ];
-        for (kind, context) in kinds.into_iter().zip(contexts) {
-            let Some(context) = context else {
-                continue;
-            };
-            let key = if shared {
-                Key::shared(context)
-            } else {
-                Key::rejected(lore.problem, context)
-            };
+        for (key, kind, length) in contexts.into_iter().flatten() {
             if lore.backoff.read(key, &mut mixture) {
                 let dice = sources.coupling.dice(depth);
                 throw(dice, mixture.entries(), LEAST_VOTE, &mut self.votes);
-                self.close(kind, context.len() as u32, u64::from(mixture.seen));
+                self.close(kind, length, u64::from(mixture.seen));
             }
         }
     }
@@ -299,6 +273,42 @@ impl Evidence {
         self.votes.extend_from_slice(&thrown[depth as usize]);
         self.close(Kind::Recent, 1, 1);
     }
+}
+
+/// The last three tokens, oldest first, where there are so many.
+pub(crate) type Last = [Option<Token>; 3];
+
+/// The last tokens of a text.
+pub(crate) fn last_of(text: &[Token]) -> Last {
+    [3, 2, 1].map(|back| text.len().checked_sub(back).map(|at| text[at]))
+}
+
+/// A row's key, its kind of evidence and the context's length.
+type RowContext = (Key, Kind, u32);
+
+/// The contexts of the rows over all problems, in the order they are asked.
+fn shared_contexts(last: Last) -> [Option<RowContext>; 3] {
+    let [third, second, first] = last;
+    let pair = |other: Option<Token>| Some([other?, first?]);
+    [
+        pair(third).map(|context| (Key::apart(&context), Kind::SharedApart, 2)),
+        pair(second).map(|context| (Key::shared(&context), Kind::Shared, 2)),
+        first.map(|first| (Key::shared(&[first]), Kind::Shared, 1)),
+    ]
+}
+
+/// The contexts of the rows of a problem's drafts that were not kept, in the order they are asked.
+fn rejected_contexts(problem: u64, [_, second, first]: Last) -> [Option<RowContext>; 3] {
+    let pair = second.zip(first).map(|(second, first)| [second, first]);
+    let row = |context: &[Token]| {
+        let key = Key::rejected(problem, context);
+        (key, Kind::Rejected, context.len() as u32)
+    };
+    [
+        pair.map(|pair| row(&pair)),
+        first.map(|first| row(&[first])),
+        None,
+    ]
 }
 
 impl Sources<'_> {
