@@ -471,12 +471,15 @@ impl Scratch {
         let (last, depth) = (node.last, node.depth);
         // Of the first node all is heard, to learn from it; below, only what may still matter.
         let matters = |blend: &Blend| depth == 0 || probability * blend.left() >= least;
-        if lore.rejected && view.informed && matters(&self.blend) {
-            self.evidence.add_rows(&view.sources, false, last, depth);
-            blended = self.blend_evidence(trust, blended);
-        }
-        if lore.shared && matters(&self.blend) {
-            self.evidence.add_rows(&view.sources, true, last, depth);
+        let rejected = insight::rejected_contexts(lore.problem, last).into_iter();
+        let rejected = rejected.filter(|_| lore.rejected && view.informed);
+        let shared = insight::shared_contexts(last).into_iter();
+        let shared = shared.filter(|_| lore.shared);
+        for context in rejected.chain(shared).flatten() {
+            if !matters(&self.blend) {
+                break;
+            }
+            self.evidence.add_row(&view.sources, context, depth);
             blended = self.blend_evidence(trust, blended);
         }
         if view.informed && matters(&self.blend) {

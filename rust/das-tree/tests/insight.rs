@@ -181,6 +181,38 @@ fn a_new_problem_draws_on_the_others() {
 }
 
 #[test]
+fn a_token_that_differs_is_bridged() {
+    let history = history(|_| ());
+    let known = |last: &[u32]| -> (Vec<u32>, Vec<u8>) {
+        let likely = last.iter().flat_map(|&token| [token, 59]).collect();
+        (likely, last.iter().flat_map(|_| [150, 100]).collect())
+    };
+    // After 2 comes 3, if 1 was before the token before, else 4, oftener and later.
+    for between in 10..14 {
+        for (before, after, times) in [(1, 3, 1), (5, 4, 3)] {
+            for _ in 0..times {
+                let tokens = [before, between, 2, after];
+                let (ids, probabilities) = known(&tokens);
+                let rows = KnownRows::new(2, &ids, &probabilities).unwrap();
+                let sequence = history.rollout(1, &[50]).unwrap();
+                sequence.append_known(&tokens, rows).unwrap();
+                sequence.close();
+            }
+        }
+    }
+    let sequence = history.rollout(2, &[51]).unwrap();
+    for (before, after) in [(1, 3), (5, 4)] {
+        sequence.append(&[before, 20, 2]).unwrap();
+        let options = DraftOptions {
+            max_nodes: 1,
+            coupling: Coupling::Greedy,
+            ..DraftOptions::default()
+        };
+        assert_eq!(sequence.draft(&options).unwrap().tokens, [after]);
+    }
+}
+
+#[test]
 fn a_greedy_target_takes_the_likeliest() {
     let history = history(|_| ());
     play(&history, false, true, 6);

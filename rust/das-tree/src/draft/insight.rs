@@ -231,21 +231,14 @@ impl Evidence {
         self.close(kind, length, occurrences);
     }
 
-    /// Adds a level for each row there is: over all problems if `shared`, else of drafts that were not kept.
-    pub(crate) fn add_rows(&mut self, sources: &Sources, shared: bool, last: Last, depth: u32) {
-        let lore = &sources.tree.lore;
+    /// Adds a level for the row after a context, if there is one.
+    pub(crate) fn add_row(&mut self, sources: &Sources, context: RowContext, depth: u32) {
+        let (key, kind, length) = context;
         let mut mixture = Mixture::<ENTRIES>::default();
-        let contexts = if shared {
-            shared_contexts(last)
-        } else {
-            rejected_contexts(lore.problem, last)
-        };
-        for (key, kind, length) in contexts.into_iter().flatten() {
-            if lore.backoff.read(key, &mut mixture) {
-                let dice = sources.coupling.dice(depth);
-                throw(dice, mixture.entries(), LEAST_VOTE, &mut self.votes);
-                self.close(kind, length, u64::from(mixture.seen));
-            }
+        if sources.tree.lore.backoff.read(key, &mut mixture) {
+            let dice = sources.coupling.dice(depth);
+            throw(dice, mixture.entries(), LEAST_VOTE, &mut self.votes);
+            self.close(kind, length, u64::from(mixture.seen));
         }
     }
 
@@ -284,10 +277,10 @@ pub(crate) fn last_of(text: &[Token]) -> Last {
 }
 
 /// A row's key, its kind of evidence and the context's length.
-type RowContext = (Key, Kind, u32);
+pub(crate) type RowContext = (Key, Kind, u32);
 
 /// The contexts of the rows over all problems, in the order they are asked.
-fn shared_contexts(last: Last) -> [Option<RowContext>; 3] {
+pub(crate) fn shared_contexts(last: Last) -> [Option<RowContext>; 3] {
     let [third, second, first] = last;
     let pair = |other: Option<Token>| Some([other?, first?]);
     [
@@ -298,16 +291,15 @@ fn shared_contexts(last: Last) -> [Option<RowContext>; 3] {
 }
 
 /// The contexts of the rows of a problem's drafts that were not kept, in the order they are asked.
-fn rejected_contexts(problem: u64, [_, second, first]: Last) -> [Option<RowContext>; 3] {
-    let pair = second.zip(first).map(|(second, first)| [second, first]);
+pub(crate) fn rejected_contexts(problem: u64, [_, second, first]: Last) -> [Option<RowContext>; 2] {
     let row = |context: &[Token]| {
         let key = Key::rejected(problem, context);
         (key, Kind::Rejected, context.len() as u32)
     };
+    let pair = second.zip(first);
     [
-        pair.map(|pair| row(&pair)),
+        pair.map(|(second, first)| row(&[second, first])),
         first.map(|first| row(&[first])),
-        None,
     ]
 }
 
