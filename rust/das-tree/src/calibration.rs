@@ -3,7 +3,8 @@
 //! Blending says which token is likelier; how likely, it says with a bias that depends on the traffic and on how many pieces of
 //! evidence agree: what several of them name comes more often than a mean of their votes tells. So estimates are looked up
 //! in a table of what came of such estimates before: knots on the log-odds axis, between which is interpolated, for one piece
-//! of evidence, two, three and more. It begins with the identity.
+//! of evidence, two, three and more. A knot moves by how far what came was from what the table said, so that the line through
+//! the knots is fitted and not blurred. It begins with the identity.
 
 use crate::ratio::Ratio;
 
@@ -66,8 +67,10 @@ impl Calibration {
     /// Learns whether what was estimated came.
     pub(crate) fn learn(&self, estimate: f32, voices: u32, came: bool) {
         let Place { knot, along } = place(estimate, voices);
+        let missed = f32::from(u8::from(came)) - self.worth(estimate, voices);
         for (knot, weight) in [(knot, 1.0 - along), (knot + 1, along)] {
-            self.knots[knot].learn(f32::from(u8::from(came)), weight, MEMORY);
+            let knot = &self.knots[knot];
+            knot.learn(knot.share() + missed, weight, MEMORY);
         }
     }
 
@@ -107,6 +110,21 @@ mod tests {
         assert!((table.worth(0.3, 1) - 0.2).abs() < 0.02);
         assert!((table.worth(0.3, 3) - 0.6).abs() < 0.02);
         assert!((table.worth(0.3, 2) - 0.3).abs() < 0.02);
+    }
+
+    #[test]
+    fn what_is_rare_is_not_drawn_to_what_is_frequent() {
+        let table = Calibration::default();
+        let right = |i: u32, share: f32| (i * 37 % 1000) < (share * 1000.0) as u32;
+        for i in 0..40_000 {
+            for estimate in [0.15, 0.15, 0.15, 0.2, 0.2, 0.5, 0.8] {
+                table.learn(estimate, 1, right(i, estimate));
+            }
+        }
+        for estimate in [0.15, 0.2, 0.5, 0.8] {
+            let worth = table.worth(estimate, 1);
+            assert!((worth - estimate).abs() < 0.02, "{estimate}: {worth}");
+        }
     }
 
     #[test]

@@ -34,7 +34,9 @@ impl Ratio {
             part *= room / all;
             all = room;
         }
-        self.set((part + weight * share).to_bits(), (all + weight).to_bits());
+        let all = all + weight;
+        let part = (part + weight * share).clamp(0.0, all); // a share aimed at may be out of range
+        self.set(part.to_bits(), all.to_bits());
     }
 
     /// It, as words.
