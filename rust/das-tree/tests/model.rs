@@ -1,6 +1,7 @@
 //! Properties of the tree against a naive oracle, over interleaved appends with small alphabets.
 #![cfg(not(loom))]
 
+#[allow(dead_code, reason = "shared with other tests")]
 mod oracle;
 
 use std::collections::HashSet;

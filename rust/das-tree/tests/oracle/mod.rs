@@ -31,7 +31,7 @@ pub struct Oracle {
     clock: usize,
 }
 
-type Counts = BTreeMap<u32, u64>;
+pub type Counts = BTreeMap<u32, u64>;
 
 impl Oracle {
     pub fn new(max_depth: usize) -> Self {
@@ -119,22 +119,22 @@ impl Oracle {
 pub type Nodes = Vec<(u32, i32, f32)>;
 
 /// Someone who wants a draft.
-struct Request<'a> {
+pub struct Request<'a> {
     oracle: &'a Oracle,
     /// Prompt and output.
-    own: Vec<u32>,
+    pub own: Vec<u32>,
     /// What the tree knows of the end of the output.
-    tail: Vec<u32>,
+    pub tail: Vec<u32>,
     /// The text in the tree that is the request's own, and the length of the prompt before it.
     id: Option<usize>,
     /// Lengths of the texts' open suffixes.
     active: Vec<usize>,
     /// Own occurrences of the last token before this position count as history: 64 are looked at.
-    oldest: usize,
+    pub oldest: usize,
 }
 
 impl<'a> Request<'a> {
-    fn new(oracle: &'a Oracle, own: Vec<u32>, tail: &[u32], id: Option<usize>) -> Self {
+    pub fn new(oracle: &'a Oracle, own: Vec<u32>, tail: &[u32], id: Option<usize>) -> Self {
         let active = (0..oracle.texts.len())
             .map(|id| oracle.active(id))
             .collect();
@@ -166,7 +166,7 @@ impl<'a> Request<'a> {
     }
 
     /// What followed a context and then a path in the counted suffixes of all texts, and what of that is the own text's.
-    fn history(&self, length: usize, path: &[u32]) -> (Counts, Counts) {
+    pub fn history(&self, length: usize, path: &[u32]) -> (Counts, Counts) {
         let string = [&self.tail[self.tail.len() - length..], path].concat();
         let (mut all, mut own) = (Counts::new(), Counts::new());
         for (id, text) in self.oracle.texts.iter().enumerate() {
@@ -187,6 +187,18 @@ impl<'a> Request<'a> {
         (all, own)
     }
 
+    /// Lengths of the contexts in the own text and in the history.
+    pub fn contexts(&self) -> [Vec<usize>; 2] {
+        let own = self.lengths(self.own.len(), |length| {
+            sum(&self.own_followers(length, &[]).0)
+        });
+        let history = self.lengths(self.tail.len(), |length| {
+            let (all, own) = self.history(length, &[]);
+            sum(&all) - sum(&own)
+        });
+        [own, history]
+    }
+
     /// Lengths at which the evidence changes, longest first, at most six.
     fn lengths(&self, known: usize, total: impl Fn(usize) -> u64) -> Vec<usize> {
         let mut last = 0;
@@ -200,13 +212,7 @@ impl<'a> Request<'a> {
     }
 
     fn draft(&self, max_nodes: usize, floor: f32, chain: bool) -> Nodes {
-        let own_lengths = self.lengths(self.own.len(), |length| {
-            sum(&self.own_followers(length, &[]).0)
-        });
-        let history_lengths = self.lengths(self.tail.len(), |length| {
-            let (all, own) = self.history(length, &[]);
-            sum(&all) - sum(&own)
-        });
+        let [own_lengths, history_lengths] = self.contexts();
         let mut draft = Nodes::new();
         let mut waiting: Vec<(f32, i32, u32)> = Vec::new();
         // Per node the history contexts that are still of use below it.
@@ -217,14 +223,13 @@ impl<'a> Request<'a> {
                 -1 => &history_lengths,
                 _ => &lengths[(1 + draft[parent as usize].1) as usize],
             };
-            let levels = self.levels(&path, &own_lengths, inherited);
-            let (shares, repeats) = blend(&levels, self.oracle.unit);
-            let kept = |length: &&usize| !repeats.contains(&(**length + path.len()));
-            lengths.push(inherited.iter().filter(kept).copied().collect());
-            let mut children: Vec<(f32, i32, u32)> = shares
+            let (blended, kept) = self.blend(&path, &own_lengths, inherited);
+            lengths.push(kept);
+            let mut children: Vec<(f32, i32, u32)> = blended
+                .shares
                 .into_iter()
-                .filter(|&(_, share)| share >= 0.003)
-                .map(|(token, share)| (reached * share, parent, token))
+                .filter(|&(_, (share, _))| share >= 0.003)
+                .map(|(token, (share, _))| (reached * share, parent, token))
                 .filter(|&(probability, _, _)| probability >= floor)
                 .collect();
             let order = |a: &(f32, i32, u32), b: &(f32, i32, u32)| {
@@ -247,6 +252,14 @@ impl<'a> Request<'a> {
                 node = draft[node as usize].1;
             }
         }
+    }
+
+    /// What contexts of these lengths say at a node, and those of the history that are still of use below it.
+    pub fn blend(&self, path: &[u32], own: &[usize], history: &[usize]) -> (Blended, Vec<usize>) {
+        let levels = self.levels(path, own, history);
+        let (blended, repeats) = blend(&levels, self.oracle.unit);
+        let kept = |length: &&usize| !repeats.contains(&(**length + path.len()));
+        (blended, history.iter().filter(kept).copied().collect())
     }
 
     /// The contexts at a node, longest first, own before history.
@@ -300,19 +313,19 @@ impl Level {
     }
 }
 
-fn sum(counts: &Counts) -> u64 {
+pub fn sum(counts: &Counts) -> u64 {
     counts.values().sum()
 }
 
 /// A sum of weights as a number of full occurrences.
-fn in_units(total: u64, unit: u64) -> u64 {
+pub fn in_units(total: u64, unit: u64) -> u64 {
     ((total + unit / 2) / unit).max(1)
 }
 
 /// The published rule: stick-breaking over the levels, four of each source with different totals. Also returns the lengths
 /// of the history contexts that repeat a longer one.
-fn blend(levels: &[Level], unit: u64) -> (Counts32, Vec<usize>) {
-    let mut shares = Counts32::new();
+fn blend(levels: &[Level], unit: u64) -> (Blended, Vec<usize>) {
+    let mut shares = BTreeMap::<u32, (f32, u32)>::new();
     let mut repeats = Vec::new();
     let mut mass = 1.0f32;
     let (mut used, mut last) = ([0, 0], [0, 0]);
@@ -341,22 +354,28 @@ fn blend(levels: &[Level], unit: u64) -> (Counts32, Vec<usize>) {
         let dominant = most.unwrap_or(0) as f32 > 0.6 * total as f32;
         if own && distinct > 1 {
             let weight = if dominant { 0.22 } else { 0.12 };
-            *shares.entry(level.latest.unwrap()).or_default() += mass * weight;
+            shares.entry(level.latest.unwrap()).or_default().0 += mass * weight;
             mass *= 1.0 - weight;
         }
         let occurrences = in_units(total, if own { 1 } else { unit });
         let weight = weight(own, length, occurrences, distinct, dominant);
         for &(token, count) in &level.followers {
             if token < START {
-                *shares.entry(token).or_default() += mass * (weight * count as f32 / total as f32);
+                let share = shares.entry(token).or_default();
+                share.0 += mass * (weight * count as f32 / total as f32);
+                share.1 += u32::from(count as f32 / total as f32 >= 0.05);
             }
         }
         mass *= 1.0 - weight;
     }
-    (shares, repeats)
+    (Blended { shares, left: mass }, repeats)
 }
 
-type Counts32 = BTreeMap<u32, f32>;
+/// Estimated probability of each next token and the contexts that named it, and what is left.
+pub struct Blended {
+    pub shares: BTreeMap<u32, (f32, u32)>,
+    pub left: f32,
+}
 
 fn weight(own: bool, length: usize, total: u64, distinct: usize, dominant: bool) -> f32 {
     if distinct == 1 {

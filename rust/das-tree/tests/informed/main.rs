@@ -1,0 +1,281 @@
+//! The informed rule (`DESIGN.md`, "The rule in full") against a second, naive implementation of it: all contexts are found by
+//! comparing everything with everything, and what is learned is kept in plain maps.
+//!
+//! Compared after every draft, with all that has been learned until then: tokens, parents and their order exactly,
+//! probabilities to 1e-5. Not compared, as it is arranged otherwise than told there: which context gives way when the table of
+//! rows is full (`backoff.rs` tests that it is one seen least), prompts of more than 4096 tokens, and what is learned
+//! by threads that append at the same time.
+#![cfg(not(loom))]
+
+mod learned;
+mod numbers;
+#[allow(dead_code, reason = "shared with other tests")]
+#[path = "../oracle/mod.rs"]
+mod oracle;
+mod problems;
+mod rule;
+mod texts;
+mod world;
+
+use das_tree::{Coupling, DraftOptions, HistoryOptions, Shape};
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use world::{Drawn, Given, Piece, Rejected, World};
+
+/// What is wanted of a draft.
+#[derive(Clone, Debug)]
+struct Wanted {
+    nodes: usize,
+    floor: f32,
+    shape: Shape,
+    /// Blind, greedy, seeded.
+    coupling: u8,
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Open(u64, Vec<u32>, u8),
+    /// Appends, and drafts.
+    Turn(usize, Piece, Wanted),
+    /// Appends the tokens down to a node of the last draft and what came instead of more, and drafts.
+    Accept(usize, usize, Piece, Wanted),
+    /// Appends the last tokens of another rollout, and drafts.
+    Copy(usize, usize, usize, Piece, Wanted),
+    /// Appends to some rollouts in one call.
+    Step(Vec<(Piece, Wanted)>),
+    Reject(usize, Vec<Rejected>),
+    Stateless(u64, Vec<u32>, Wanted),
+    /// Ends a rollout, perhaps with another weight in quarters.
+    Close(usize, Option<u8>),
+    Advance,
+    Reload,
+}
+
+/// A distribution with tokens of the alphabet and a few others.
+fn distribution(alphabet: u32) -> impl Strategy<Value = Given> {
+    let probability = prop_oneof![4 => 0u8..60, 2 => any::<u8>(), 1 => 235u8..=255];
+    prop::collection::btree_map(0..alphabet + 3, probability, 0..=world::WIDTH)
+        .prop_map(|row| row.into_iter().collect())
+}
+
+fn drawn(alphabet: u32) -> impl Strategy<Value = Drawn> {
+    (0..alphabet, distribution(alphabet))
+}
+
+fn piece(alphabet: u32, most: usize) -> impl Strategy<Value = Piece> {
+    let drawn = prop::collection::vec(drawn(alphabet), 0..most);
+    (drawn, prop::bool::weighted(0.8)).prop_map(|(drawn, known)| Piece { drawn, known })
+}
+
+fn wanted() -> impl Strategy<Value = Wanted> {
+    let floors = prop::sample::select(vec![0.0f32, 0.0, 0.02, 0.1]);
+    let shapes = prop::sample::select(vec![Shape::Tree, Shape::Tree, Shape::Tree, Shape::Chain]);
+    (0usize..20, floors, shapes, 0u8..3).prop_map(|(nodes, floor, shape, coupling)| Wanted {
+        nodes,
+        floor,
+        shape,
+        coupling,
+    })
+}
+
+fn op(alphabet: u32) -> impl Strategy<Value = Op> {
+    let tokens = |most: usize| prop::collection::vec(0..alphabet, 0..most);
+    let context = [0..alphabet, 0..alphabet];
+    let rejected = prop::collection::vec((context, distribution(alphabet)), 0..4);
+    let which = any::<usize>;
+    let problem = 0u64..2;
+    prop_oneof![
+        4 => (problem.clone(), tokens(6), 1u8..9).prop_map(|(p, t, w)| Op::Open(p, t, w)),
+        10 => (which(), piece(alphabet, 6), wanted()).prop_map(|(i, p, w)| Op::Turn(i, p, w)),
+        8 => (which(), which(), piece(alphabet, 3), wanted()).prop_map(|(i, n, p, w)| Op::Accept(i, n, p, w)),
+        4 => (which(), which(), 1usize..30, piece(alphabet, 30), wanted()).prop_map(|(i, j, n, p, w)| Op::Copy(i, j, n, p, w)),
+        4 => prop::collection::vec((piece(alphabet, 4), wanted()), 0..4).prop_map(Op::Step),
+        4 => (which(), rejected).prop_map(|(i, r)| Op::Reject(i, r)),
+        2 => (problem, tokens(9), wanted()).prop_map(|(p, t, w)| Op::Stateless(p, t, w)),
+        2 => (which(), prop::option::weighted(0.3, 0u8..9)).prop_map(|(i, w)| Op::Close(i, w)),
+        1 => Just(Op::Advance),
+        1 => Just(Op::Reload),
+    ]
+}
+
+fn options() -> impl Strategy<Value = HistoryOptions> {
+    let depths = prop::sample::select(vec![4usize, 8, 64, 64]);
+    let decays = prop::sample::select(vec![1.0, 1.0, 0.5]);
+    let on = || prop::bool::weighted(0.8);
+    (1usize..4, decays, depths, on(), on(), on()).prop_map(
+        |(window, decay, max_depth, soft, shared, rejected)| {
+            HistoryOptions {
+                window,
+                decay,
+                max_depth,
+                soft,
+                shared,
+                rejected,
+                max_bytes: 1 << 29, // for a table of rows in which nothing has to give way
+            }
+        },
+    )
+}
+
+impl World {
+    fn options(&self, which: usize, wanted: &Wanted) -> DraftOptions {
+        DraftOptions {
+            max_nodes: wanted.nodes,
+            min_probability: wanted.floor,
+            shape: wanted.shape,
+            coupling: match wanted.coupling {
+                0 => Coupling::Blind,
+                1 => Coupling::Greedy,
+                _ => self.noise(which),
+            },
+        }
+    }
+
+    fn turn(&mut self, which: usize, piece: &Piece, wanted: &Wanted) {
+        self.append(which, piece);
+        let options = self.options(which, wanted);
+        self.draft(which, &options);
+    }
+
+    /// A piece that brings these tokens first, with the distributions of its own.
+    fn bring(tokens: &[u32], piece: &Piece) -> Piece {
+        let rows = piece.drawn.iter().map(|drawn| drawn.1.clone());
+        let rows = rows.chain(std::iter::repeat(Vec::new()));
+        let first: Vec<Drawn> = tokens.iter().copied().zip(rows).collect();
+        let drawn = [&first[..], &piece.drawn[..piece.drawn.len().min(2)]].concat();
+        Piece { drawn, ..*piece }
+    }
+
+    fn apply(&mut self, op: &Op) {
+        let runs = self.runs();
+        match op {
+            Op::Open(problem, prompt, weight) if runs < 5 => {
+                self.open(*problem, prompt, f64::from(*weight) / 4.0);
+            }
+            Op::Stateless(problem, text, wanted) => {
+                let coupling = [
+                    Coupling::Blind,
+                    Coupling::Greedy,
+                    Coupling::Seeded {
+                        seed: 7,
+                        position: 3,
+                    },
+                ];
+                let options = DraftOptions {
+                    max_nodes: wanted.nodes,
+                    min_probability: wanted.floor,
+                    shape: wanted.shape,
+                    coupling: coupling[usize::from(wanted.coupling)],
+                };
+                self.stateless(*problem, text, &options);
+            }
+            Op::Advance => self.advance(),
+            Op::Reload => self.reload(),
+            _ if runs == 0 => {}
+            Op::Open(..) => {}
+            Op::Turn(i, piece, wanted) => self.turn(i % runs, piece, wanted),
+            Op::Accept(i, node, piece, wanted) => {
+                let tokens = self.drafted(i % runs, *node);
+                self.turn(i % runs, &Self::bring(&tokens, piece), wanted);
+            }
+            Op::Copy(i, j, length, piece, wanted) => {
+                let tokens = self.tail(j % runs, *length);
+                self.turn(i % runs, &Self::bring(&tokens, piece), wanted);
+            }
+            Op::Step(parts) => {
+                let part = |(which, (piece, wanted)): (usize, &(Piece, Wanted))| {
+                    // Accepted tokens come after those drafted: the noise is that of their place.
+                    let mut options = self.options(which, wanted);
+                    if let Coupling::Seeded { position, .. } = &mut options.coupling {
+                        *position += piece.drawn.len() as i64;
+                    }
+                    (which, piece.clone(), options)
+                };
+                let parts: Vec<_> = parts.iter().take(runs).enumerate().map(part).collect();
+                self.step(&parts, 9);
+            }
+            Op::Reject(i, contexts) => self.reject(i % runs, contexts),
+            Op::Close(i, weight) => {
+                self.close(i % runs, weight.map(|weight| f64::from(weight) / 4.0))
+            }
+        }
+    }
+}
+
+fn script() -> impl Strategy<Value = (HistoryOptions, Vec<Op>)> {
+    let alphabets = prop::sample::select(vec![2u32, 3, 4, 12]);
+    let ops = alphabets.prop_flat_map(|alphabet| prop::collection::vec(op(alphabet), 1..60));
+    (options(), ops)
+}
+
+#[test]
+fn drafts_are_the_naive_ones() {
+    let config = Config {
+        cases: 1500,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let asked = std::cell::RefCell::new(std::collections::BTreeSet::<learned::Kind>::new());
+    let outcome = TestRunner::new(config).run(&script(), |(options, ops)| {
+        let mut world = World::new(options);
+        world.open(0, &[1], 1.0);
+        ops.iter().for_each(|op| world.apply(op));
+        asked.borrow_mut().extend(world.asked);
+        Ok(())
+    });
+    if let Err(failure) = outcome {
+        panic!("{failure:?}");
+    }
+    assert_eq!(
+        asked.borrow().len(),
+        10,
+        "kinds of evidence that were asked: {:?}",
+        asked.borrow()
+    );
+}
+
+/// Rollouts that say nearly always the same, so that parts and knots come to remember as much as they may.
+#[test]
+fn what_is_old_fades_alike() {
+    let mut world = World::new(HistoryOptions {
+        window: 1,
+        max_depth: 8,
+        max_bytes: 1 << 29,
+        ..HistoryOptions::default()
+    });
+    let piece = |turn: usize| {
+        let token = |at: usize| {
+            if (turn, at) == (turn / 31 * 31, 2) {
+                2
+            } else {
+                1
+            }
+        };
+        let drawn = (0..4)
+            .map(|at| (token(at), vec![(1, 200), (2, 9)]))
+            .collect();
+        Piece { drawn, known: true }
+    };
+    let options = DraftOptions {
+        max_nodes: 5,
+        shape: Shape::Chain,
+        coupling: Coupling::Greedy,
+        ..DraftOptions::default()
+    };
+    for turn in 0..5000 {
+        if turn % 20 == 0 {
+            world.open(0, &[1, 1], 1.0);
+        }
+        world.append(0, &piece(turn));
+        world.draft(0, &options);
+        if turn % 20 == 19 {
+            world.close(0, None);
+            world.advance();
+        }
+    }
+    let (part, knot) = world.learned.most_seen();
+    assert!(part > numbers::TRUST_MEMORY - 0.1, "{part}");
+    assert!(knot > numbers::WORTH_MEMORY - 0.1, "{knot}");
+}
