@@ -44,9 +44,18 @@ fn history(options: HistoryOptions, visits: &[Visit]) -> RolloutHistory {
             let rollout = history.rollout(*problem, &[1]).unwrap();
             let probabilities = vec![40 + 10 * *weight; 2 * tokens.len()];
             let ids: Vec<u32> = tokens.iter().flat_map(|token| [*token, 1 << 23]).collect();
-            rollout
-                .append_known(tokens, KnownRows::new(2, &ids, &probabilities).unwrap())
-                .unwrap();
+            let known = KnownRows::new(2, &ids, &probabilities).unwrap();
+            let first = tokens.len().min(20);
+            for at in 0..first {
+                // What is drafted before tokens come is learned from.
+                rollout.draft(&DraftOptions::default()).unwrap();
+                let known = known.slice(at..at + 1);
+                rollout.append_known(&tokens[at..=at], known).unwrap();
+                let context = [tokens[at], *tokens.last().unwrap()];
+                rollout.reject(&[context], known).unwrap();
+            }
+            let known = known.slice(first..tokens.len());
+            rollout.append_known(&tokens[first..], known).unwrap();
             rollout.close_with_weight(f64::from(*weight) / 4.0).unwrap();
         }
         // One rollout runs on into the next visit, and so waits apart for a while.
