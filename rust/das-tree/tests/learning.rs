@@ -142,13 +142,19 @@ fn play(
     all
 }
 
-/// A file that goes with the test.
+/// A file that goes with the test, in memory if there is a place for that: files are synced to disk.
 struct File(PathBuf);
 
 impl File {
     fn new() -> Self {
         let (process, thread) = (std::process::id(), std::thread::current().id());
-        Self(std::env::temp_dir().join(format!("das-learning-{process}-{thread:?}")))
+        let memory = PathBuf::from("/dev/shm");
+        let folder = if memory.is_dir() {
+            memory
+        } else {
+            std::env::temp_dir()
+        };
+        Self(folder.join(format!("das-learning-{process}-{thread:?}")))
     }
 }
 

@@ -41,8 +41,10 @@ enum Op {
     Turn(usize, Piece, Wanted),
     /// Appends the tokens down to a node of the last draft and what came instead of more, and drafts.
     Accept(usize, usize, Piece, Wanted),
-    /// Appends the last tokens of another rollout, and drafts.
-    Copy(usize, usize, usize, Piece, Wanted),
+    /// Appends the last tokens of another rollout, or its own, and drafts.
+    Copy(usize, Option<usize>, usize, Piece, Wanted),
+    /// Appends a few tokens over and over, and drafts.
+    Repeat(usize, Vec<u32>, usize, Piece, Wanted),
     /// Appends to some rollouts in one call.
     Step(Vec<(Piece, Wanted)>),
     Reject(usize, Vec<Rejected>),
@@ -100,7 +102,8 @@ fn op(alphabet: Alphabet) -> impl Strategy<Value = Op> {
         4 => (problem.clone(), tokens(6), 1u8..9).prop_map(|(p, t, w)| Op::Open(p, t, w)),
         10 => (which(), piece(alphabet, 6), wanted()).prop_map(|(i, p, w)| Op::Turn(i, p, w)),
         8 => (which(), which(), piece(alphabet, 3), wanted()).prop_map(|(i, n, p, w)| Op::Accept(i, n, p, w)),
-        4 => (which(), which(), 1usize..30, piece(alphabet, 30), wanted()).prop_map(|(i, j, n, p, w)| Op::Copy(i, j, n, p, w)),
+        4 => (which(), prop::option::of(which()), 1usize..30, piece(alphabet, 30), wanted()).prop_map(|(i, j, n, p, w)| Op::Copy(i, j, n, p, w)),
+        2 => (which(), tokens(4), 1usize..50, piece(alphabet, 30), wanted()).prop_map(|(i, t, n, p, w)| Op::Repeat(i, t, n, p, w)),
         4 => prop::collection::vec((piece(alphabet, 4), wanted()), 0..4).prop_map(Op::Step),
         4 => (which(), rejected).prop_map(|(i, r)| Op::Reject(i, r)),
         2 => (problem, tokens(9), wanted()).prop_map(|(p, t, w)| Op::Stateless(p, t, w)),
@@ -191,7 +194,11 @@ impl World {
                 self.turn(i % runs, &Self::bring(&tokens, piece), wanted);
             }
             Op::Copy(i, j, length, piece, wanted) => {
-                let tokens = self.tail(j % runs, *length);
+                let tokens = self.tail(j.unwrap_or(*i) % runs, *length);
+                self.turn(i % runs, &Self::bring(&tokens, piece), wanted);
+            }
+            Op::Repeat(i, tokens, length, piece, wanted) => {
+                let tokens: Vec<u32> = tokens.iter().copied().cycle().take(*length).collect();
                 self.turn(i % runs, &Self::bring(&tokens, piece), wanted);
             }
             Op::Step(parts) => {
@@ -225,7 +232,7 @@ fn script() -> impl Strategy<Value = (HistoryOptions, Vec<Op>)> {
 #[test]
 fn drafts_are_the_naive_ones() {
     let config = Config {
-        cases: 1500,
+        cases: 3000,
         failure_persistence: None,
         ..Config::default()
     };
@@ -248,9 +255,11 @@ fn drafts_are_the_naive_ones() {
     );
 }
 
-/// Rollouts that say nearly always the same, so that parts and knots come to remember as much as they may.
+/// Rollouts that say nearly always the same, so that parts and knots come to remember as much as they may, and then something new
+/// at every turn, so that it matters how much that is.
 #[test]
 fn what_is_old_fades_alike() {
+    const USUAL: usize = 4900;
     let mut world = World::new(HistoryOptions {
         window: 1,
         max_depth: 8,
@@ -258,12 +267,10 @@ fn what_is_old_fades_alike() {
         ..HistoryOptions::default()
     });
     let piece = |turn: usize| {
-        let token = |at: usize| {
-            if (turn, at) == (turn / 31 * 31, 2) {
-                2
-            } else {
-                1
-            }
+        let token = |at: usize| match at {
+            2 if turn % 31 == 0 => 2,
+            0 if turn >= USUAL => turn as u32,
+            _ => 1,
         };
         let drawn = (0..4)
             .map(|at| (token(at), vec![(1, 200), (2, 9)]))
@@ -276,7 +283,7 @@ fn what_is_old_fades_alike() {
         coupling: Coupling::Greedy,
         ..DraftOptions::default()
     };
-    for turn in 0..5000 {
+    for turn in 0..USUAL + 300 {
         if turn % 20 == 0 {
             world.open(0, &[1, 1], 1.0);
         }

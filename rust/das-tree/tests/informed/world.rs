@@ -400,8 +400,14 @@ fn assert_same(draft: &Draft, expected: &Expectation) {
     }
 }
 
-/// A file of this thread's own.
-pub fn scratch_file() -> PathBuf {
+/// A file of this thread's own, in memory if there is a place for that: files are synced to disk.
+fn scratch_file() -> PathBuf {
     let (process, thread) = (std::process::id(), std::thread::current().id());
-    std::env::temp_dir().join(format!("das-informed-{process}-{thread:?}"))
+    let memory = PathBuf::from("/dev/shm");
+    let folder = if memory.is_dir() {
+        memory
+    } else {
+        std::env::temp_dir()
+    };
+    folder.join(format!("das-informed-{process}-{thread:?}"))
 }
