@@ -1,5 +1,5 @@
 //! What is learned over all problems, the plain way: the parts that evidence takes, what estimates are worth, and rows of what
-//! follows one or two tokens; and the dice.
+//! follows a few tokens; and the dice.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +21,7 @@ pub enum Kind {
     HistorySure,
     Rejected2,
     Rejected1,
+    SharedApart,
     Shared2,
     Shared1,
     Recent,
@@ -43,7 +44,7 @@ fn first_part((kind, length, times): Cell) -> f32 {
         Kind::History | Kind::HistorySure => HISTORY[length][times],
         Kind::Rejected2 => REJECTED2,
         Kind::Rejected1 => REJECTED1,
-        Kind::Shared2 => SHARED2[times],
+        Kind::SharedApart | Kind::Shared2 => SHARED2[times],
         Kind::Shared1 => SHARED1[times],
         Kind::Recent => RECENT,
     }
@@ -71,8 +72,8 @@ impl Fraction {
             self.part *= (memory - weight) / self.all;
             self.all = memory - weight;
         }
-        self.part += weight * share;
         self.all += weight;
+        self.part = (self.part + weight * share).clamp(0.0, self.all);
     }
 }
 
@@ -209,9 +210,10 @@ impl Learned {
     /// Learns whether what was estimated came.
     pub fn compare(&mut self, share: Share, came: bool) {
         let (group, knot, along) = Self::place(share);
+        let missed = if came { 1.0 } else { 0.0 } - self.worth(share);
         for (knot, weight) in [(knot, 1.0 - along), (knot + 1, along)] {
             let mut fraction = self.knot(group, knot);
-            fraction.learn(if came { 1.0 } else { 0.0 }, weight, WORTH_MEMORY);
+            fraction.learn(fraction.share() + missed, weight, WORTH_MEMORY);
             self.worth.insert((group, knot), fraction);
         }
     }
@@ -238,6 +240,11 @@ impl Learned {
             most(self.worth.values().map(|fraction| fraction.all).collect()),
         )
     }
+}
+
+/// The context of the last of three tokens and the first of them, whatever is between.
+pub fn apart(tokens: &[u32]) -> Vec<u32> {
+    vec![tokens[0], u32::MAX, tokens[2]]
 }
 
 /// How likely each entry is to be what the target picks, by what is known of how it will, `depth` tokens on.

@@ -8,7 +8,7 @@ use std::{
 use das_tree::{DraftOptions, Shape};
 
 use crate::{
-    learned::{Cell, Kind, Learned, Mixture, Row, Share, Votes, cell, plain, votes},
+    learned::{Cell, Kind, Learned, Mixture, Row, Share, Votes, apart, cell, plain, votes},
     numbers::*,
     oracle::{Request, in_units, sum},
     texts::Texts,
@@ -197,14 +197,24 @@ impl Asker<'_> {
         }
         let least = (LEAST_HEARD / self.options.max_nodes as f32).min(MOST_UNHEARD);
         let matters = |mix: &Mix| path.is_empty() || reached * mix.left >= least;
-        if self.ideas.rejected && self.informed() && matters(&mix) {
-            let kinds = [Kind::Rejected2, Kind::Rejected1];
-            let rows = self.rows(path, Some(self.problem), kinds);
-            rows.into_iter().for_each(|level| self.add(&mut mix, level));
+        let mut rows = Vec::new();
+        if self.ideas.rejected && self.informed() {
+            rows.extend([(Kind::Rejected2, 2), (Kind::Rejected1, 1)]);
         }
-        if self.ideas.shared && matters(&mix) {
-            let rows = self.rows(path, None, [Kind::Shared2, Kind::Shared1]);
-            rows.into_iter().for_each(|level| self.add(&mut mix, level));
+        if self.ideas.shared {
+            rows.extend([
+                (Kind::SharedApart, 3),
+                (Kind::Shared2, 2),
+                (Kind::Shared1, 1),
+            ]);
+        }
+        for (kind, tokens) in rows {
+            if matters(&mix) {
+                let level = self.row(path, kind, tokens);
+                level
+                    .into_iter()
+                    .for_each(|level| self.add(&mut mix, level));
+            }
         }
         if let Some(recent) = self.recent.filter(|_| self.informed() && matters(&mix)) {
             let votes = votes(self.options.coupling, path.len(), &recent.entries);
@@ -236,16 +246,19 @@ impl Asker<'_> {
         }
     }
 
-    /// Levels of rows, of the last two tokens and of the last one.
-    fn rows(&self, path: &[u32], rejected: Option<u64>, kinds: [Kind; 2]) -> Vec<(Cell, Votes)> {
+    /// The level of a kind's row, if there is one, for which so many last tokens are needed.
+    fn row(&self, path: &[u32], kind: Kind, tokens: usize) -> Option<(Cell, Votes)> {
         let before = [&self.request.own[..], path].concat();
-        let row = |(kind, length): (Kind, usize)| {
-            let context = &before[before.len().checked_sub(length)?..];
-            let row = self.learned.row(rejected, context)?;
-            let votes = votes(self.options.coupling, path.len(), &row.entries);
-            Some((cell(kind, length, row.seen.into()), votes))
+        let last = &before[before.len().checked_sub(tokens)?..];
+        let of_rejected = matches!(kind, Kind::Rejected2 | Kind::Rejected1);
+        let rejected = of_rejected.then_some(self.problem);
+        let context = match kind {
+            Kind::SharedApart => apart(last),
+            _ => last.to_vec(),
         };
-        kinds.into_iter().zip([2, 1]).filter_map(row).collect()
+        let row = self.learned.row(rejected, &context)?;
+        let votes = votes(self.options.coupling, path.len(), &row.entries);
+        Some((cell(kind, tokens.min(2), row.seen.into()), votes))
     }
 
     /// Levels of own text and history, longest context first, own text first among equals.

@@ -11,7 +11,7 @@ use das_tree::{
 };
 
 use crate::{
-    learned::{Kind, Learned, Mixture, Row},
+    learned::{Kind, Learned, Mixture, Row, apart},
     numbers::{CERTAIN, RECENT_ENTRIES, RECENT_MEMORY},
     oracle::Request,
     problems::{Problem, Tree},
@@ -115,6 +115,8 @@ pub struct World {
     names: u64,
     /// Kinds of evidence that were asked.
     pub asked: BTreeSet<Kind>,
+    /// Whether rounding has decided in a draft: what is learned from it may not be comparable.
+    pub tied: bool,
 }
 
 impl World {
@@ -128,6 +130,7 @@ impl World {
             generation: 0,
             names: 0,
             asked: BTreeSet::new(),
+            tied: false,
         }
     }
 
@@ -195,9 +198,15 @@ impl World {
         }
         let mut own = running.own.clone();
         for (token, row) in piece.kept() {
-            for length in [1, 2] {
+            for length in [1, 2, 3] {
                 if self.options.shared && own.len() >= length {
-                    learned.follow(None, &own[own.len() - length..], token, &row);
+                    let last = &own[own.len() - length..];
+                    let context = if length == 3 {
+                        apart(last)
+                    } else {
+                        last.to_vec()
+                    };
+                    learned.follow(None, &context, token, &row);
                 }
             }
             running
@@ -254,7 +263,7 @@ impl World {
     pub fn draft(&mut self, which: usize, options: &DraftOptions) {
         let expected = self.expect(which, options);
         let draft = self.running[which].sequence.draft(options).unwrap();
-        assert_same(&draft, &expected);
+        self.tied |= !same(&draft, &expected);
     }
 
     /// The tokens down to a node of the last draft of a rollout.
@@ -309,7 +318,7 @@ impl World {
                 parents: drafts.parents[cells.clone()].to_vec(),
                 probabilities: drafts.probabilities[cells].to_vec(),
             };
-            assert_same(&draft, &expected);
+            self.tied |= !same(&draft, &expected);
         }
     }
 
@@ -331,7 +340,7 @@ impl World {
             recent: None,
             options: *options,
         };
-        assert_same(&draft, &asker.draft());
+        same(&draft, &asker.draft());
     }
 
     /// Distributions after drafts that were not kept.
@@ -382,22 +391,20 @@ impl World {
     }
 }
 
-/// Tokens and parents are the expected ones, in the same order, and probabilities nearly.
-fn assert_same(draft: &Draft, expected: &Expectation) {
-    let nodes = &expected.nodes;
-    let tokens: Vec<u32> = nodes.iter().map(|node| node.token).collect();
-    let parents: Vec<i32> = nodes.iter().map(|node| node.parent).collect();
-    assert_eq!(
-        (&draft.tokens, &draft.parents),
-        (&tokens, &parents),
-        "{draft:?}\n{expected:?}"
-    );
-    for (&found, node) in draft.probabilities.iter().zip(nodes) {
-        assert!(
-            (found - node.probability).abs() <= 1e-5,
-            "{draft:?}\n{expected:?}"
-        );
+/// Asserts that tokens and parents are the expected ones, in the same order, and probabilities nearly. Where nodes are so
+/// equally probable that rounding decides which comes first it says false, and the rest is not compared.
+fn same(draft: &Draft, expected: &Expectation) -> bool {
+    assert_eq!(draft.len(), expected.nodes.len(), "{draft:?}\n{expected:?}");
+    for (i, node) in expected.nodes.iter().enumerate() {
+        let missed = (draft.probabilities[i] - node.probability).abs();
+        assert!(missed <= 1e-5, "{draft:?}\n{expected:?}");
+        if (draft.tokens[i], draft.parents[i]) != (node.token, node.parent) {
+            let rounding = missed <= 1e-6 * node.probability;
+            assert!(rounding, "{draft:?}\n{expected:?}");
+            return false;
+        }
     }
+    true
 }
 
 /// A file of this thread's own, in memory if there is a place for that: files are synced to disk.
