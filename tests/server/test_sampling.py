@@ -1,8 +1,5 @@
 """Every way to sample: with the same seeds the tokens are those of a plain server, and drafts are at work."""
 
-import json
-import re
-
 import pytest
 
 from .support import body, prompts
@@ -52,45 +49,6 @@ def test_filters(servers, options, temperature):
 
 def test_a_batch_of_all_kinds(servers):
     assert_same(servers, requests_with([*FILTERS, {}, {"temperature": 0}], seed=50, count=10, samples=2))
-
-
-def test_penalties_are_served_without_drafts_beside_drafted_neighbours(servers):
-    special = [{"frequency_penalty": 0.7}, {"presence_penalty": 0.4}, {"repetition_penalty": 1.3}, {}]
-    wanted = requests_with(special, seed=51, count=8)
-    assert_same(servers, wanted)
-    figures = [answer["meta_info"]["das"] for answer in servers("das").generate(wanted)]
-    assert {item["not_drafted"] for item in figures} == {"penalties", None}
-    assert all(item["proposed"] == 0 for item in figures if item["not_drafted"])
-
-
-def test_a_least_length_is_kept(servers):
-    wanted = requests_with([{"min_new_tokens": 30}, {}], seed=52, temperature=1.0)
-    reference = assert_same(servers, wanted)
-    assert all(len(tokens) >= 30 for tokens in reference[:3])
-
-
-def test_grammars(servers):
-    schema = json.dumps({"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]})
-    grammars = [{"regex": "(ab|cd)+x"}, {"json_schema": schema}, {"ebnf": 'root ::= "a" [b-f]* "z"'}, {}]
-    wanted = requests_with(grammars, seed=53, count=8)
-    assert_same(servers, wanted)
-    answers = servers("das").generate(wanted)
-    assert all(re.fullmatch("(ab|cd)*(ab|cd|a|c|x)?", answer["text"]) for answer in answers[:3])
-    assert {answer["meta_info"]["das"]["not_drafted"] for answer in answers} == {"grammar", None}
-
-
-def test_custom_logit_processors(servers):
-    from sglang.srt.sampling.custom_logit_processor import DisallowedTokensLogitsProcessor
-
-    processor = DisallowedTokensLogitsProcessor.to_str()
-    forbidden = list(range(2, 60))
-    wanted = requests_with([{"custom_params": {"token_ids": forbidden}}, {}], seed=54)
-    for request in wanted:
-        if request["sampling_params"].get("custom_params"):
-            request["custom_logit_processor"] = processor
-    reference = assert_same(servers, wanted, kind="-tight")
-    assert not {token for tokens in reference[:3] for token in tokens} & set(forbidden)
-    assert {token for tokens in reference[3:6] for token in tokens} & set(forbidden)
 
 
 def test_a_seed_may_be_any_whole_number_of_64_bits(servers):

@@ -6,7 +6,8 @@ PyPI. This package supplies what is missing, only when that engine is asked for 
 - `stand_in`: a package `sgl_kernel` with the functions SGLang imports and calls on CPU;
 - `attention`: a native backend, in place of `torch_native`, that also serves speculative verification;
 - `linear` and `rowwise`: matrix products whose rows do not depend on the batch, and what lies between them;
-- `seeds` and `sampler`: per-request noise without `--enable-deterministic-inference`.
+- `seeds` and `sampler`: per-request noise without `--enable-deterministic-inference`;
+- `penalties`: their order.
 
 Together they make arithmetic batch-invariant: a row's logits have the same bits alone, in any batch, and as a decode,
 verify or re-prefilled row; so with the same seeds a request gets the same tokens whatever it shares the server with.
@@ -23,6 +24,7 @@ STAND_IN = Path(__file__).parent / "stand_in"
 
 RELIES_ON: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch", ("batch", "vocab_size")),
+    ("sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator.apply", ("self", "logits")),
     ("sglang.srt.arg_groups.resolution_hooks.register_resolution_hook", ("name",)),
     ("sglang.srt.layers.sampler.create_sampler", ("backend",)),
     ("sglang.srt.layers.sampler.register_sampler_backend", ("backend", "factory")),

@@ -20,7 +20,9 @@ def register() -> None:
 
     register_resolution_hook("handle_cpu_backends")(_set_defaults)
     HookRegistry.register(
-        "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch", _give_seeds, HookType.AFTER
+        "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch",
+        _on_new_batch,
+        HookType.AFTER,
     )
     # Every model runner makes its sampler first.
     HookRegistry.register("sglang.srt.layers.sampler.create_sampler", _prepare_runner, HookType.BEFORE)
@@ -41,10 +43,12 @@ def _set_defaults(server_args: Any, previous: Callable[[Any], None]) -> None:
     declare_resolution(server_args, "sglang_das", **defaults)
 
 
-def _give_seeds(info: Any, _cls: Any, batch: Any, *_args: Any, **_kwargs: Any) -> None:
+def _on_new_batch(info: Any, _cls: Any, batch: Any, *_args: Any, **_kwargs: Any) -> None:
+    from . import penalties
     from .seeds import give_seeds
 
     give_seeds(info, batch.reqs)
+    penalties.order(info)
 
 
 @functools.cache

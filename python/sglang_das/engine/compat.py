@@ -54,7 +54,25 @@ LATE = (
     Need("sglang.srt.sampling.sampling_batch_info", "SamplingBatchInfo.apply_logits_bias", ("self", "logits")),
     Need("sglang.srt.sampling.sampling_params", "TOP_K_ALL"),
     Need("sglang.srt.sampling.sampling_batch_info", "ProcessorEntry", ("processor", "rows", "indices")),
+    Need(
+        "sglang.srt.sampling.sampling_batch_info", "SamplingBatchInfo._apply_pre_grammar_logits_transforms", ("logits",)
+    ),
+    Need("sglang.srt.sampling.penaltylib", "BatchedPenalizerOrchestrator.apply", ("self", "logits")),
+    Need("sglang.srt.layers.sampler", "apply_custom_logit_processor", ("logits", "sampling_batch_info")),
+    Need("sglang.srt.sampling.custom_logit_processor", "CustomLogitProcessor.from_str", ("json_str",)),
     Need("sglang.srt.constrained.base_grammar_backend", "GrammarMask", ("grammar", "vocab_mask")),
+    Need("sglang.srt.constrained.base_grammar_backend", "BaseGrammarObject.accept_token", ("self", "token")),
+    Need("sglang.srt.constrained.base_grammar_backend", "BaseGrammarObject.rollback", ("self", "k")),
+    Need(
+        "sglang.srt.constrained.base_grammar_backend",
+        "BaseGrammarObject.allocate_vocab_mask",
+        ("self", "vocab_size", "batch_size", "device"),
+    ),
+    Need(
+        "sglang.srt.constrained.base_grammar_backend",
+        "BaseGrammarObject.fill_vocab_mask",
+        ("self", "vocab_mask", "idx"),
+    ),
     Need(
         "sglang.srt.speculative.ngram_info",
         "NgramVerifyInput",

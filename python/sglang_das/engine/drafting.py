@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sglang_das import RolloutHistory, Sequence, step
-from sglang_das.engine import coupling
+from sglang_das.engine import coupling, grammars, processors
 from sglang_das.engine.config import DasConfig
 from sglang_das.engine.coupling import Coupling, Noise, NoiseOf
 from sglang_das.engine.drafts import Drafts, DraftTree
@@ -319,18 +319,9 @@ class Drafter:
 def reason_not_to_draft(request: Any) -> str | None:
     """Why a request is decoded without drafts, or None.
 
-    Its sampling at a drafted node depends on more than the logits there, and is not reproduced along a draft.
+    Its sampling at a drafted node depends on something that is not reproduced along a draft.
     """
-    sampling = request.sampling_params
-    if request.grammar is not None:
-        return "grammar"
-    if getattr(request, "custom_logit_processor", None):
-        return "custom logit processor"
-    if sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1.0:
-        return "penalties"
-    if sampling.min_new_tokens:
-        return "min_new_tokens"
-    return None
+    return grammars.reason_not_to_follow(request) or processors.reason_not_to_follow(request)
 
 
 def _is_rollout(request: Any, min_prompt_tokens: int) -> bool:

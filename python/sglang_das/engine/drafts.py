@@ -48,6 +48,28 @@ class Drafts:
             np.minimum(sizes, keep).astype(np.int32),
         )
 
+    def keep(self, kept: NDArray[np.bool_]) -> Drafts:
+        """Only some of the nodes, closed up, at the same width.
+
+        Args:
+            kept: which nodes stay, `[n, width - 1]`; only used ones, and none without its parent.
+        """
+        order = np.argsort(~kept, axis=1, kind="stable")
+        column = np.where(self.parents >= 0, np.take_along_axis(kept.cumsum(1) - 1, self.parents.clip(0), 1), -1)
+        unused = ~np.take_along_axis(kept, order, 1)
+
+        def move(values: NDArray[Any], fill: int) -> NDArray[Any]:
+            moved = np.take_along_axis(values, order, 1)
+            moved[unused] = fill
+            return moved.astype(values.dtype, copy=False)
+
+        return Drafts(
+            move(self.tokens, 0),
+            move(column.astype(np.int32), -1),
+            move(self.probabilities, 0),
+            kept.sum(1).astype(np.int32),
+        )
+
     def widen(self, width: int) -> Drafts:
         """The same drafts with unused nodes up to verify width `width`."""
         more = width - self.width

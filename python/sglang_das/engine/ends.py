@@ -47,16 +47,19 @@ def _until_end(request: Any, tokens: list[int]) -> int:
 
 
 def _stop_tokens(request: Any) -> frozenset[int]:
-    """Tokens that end a request (`Req._check_token_based_finish`); kept on the request."""
-    known: frozenset[int] | None = getattr(request, "das_stop_tokens", None)
+    """Tokens that end this request (`Req._check_token_based_finish`)."""
+    return frozenset() if request.sampling_params.ignore_eos else end_tokens(request)
+
+
+def end_tokens(request: Any) -> frozenset[int]:
+    """Tokens that end a request unless it ignores them; kept on the request."""
+    known: frozenset[int] | None = getattr(request, "das_end_tokens", None)
     if known is None:
         tokenizer = request.tokenizer
-        known = request.das_stop_tokens = (
-            frozenset()
-            if request.sampling_params.ignore_eos
-            else frozenset(request.sampling_params.stop_token_ids or ())
+        known = request.das_end_tokens = (
+            frozenset(request.sampling_params.stop_token_ids or ())
             | frozenset(request.eos_token_ids or ())
-            | frozenset(() if tokenizer is None else (tokenizer.eos_token_id,))
+            | frozenset(() if tokenizer is None or tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
             | frozenset(() if tokenizer is None else tokenizer.additional_stop_token_ids or ())
         )
     return known

@@ -18,11 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sglang.srt.constrained.base_grammar_backend import GrammarMask
+from sglang.srt.layers.sampler import apply_custom_logit_processor
 from sglang.srt.sampling.sampling_batch_info import ProcessorEntry, SamplingBatchInfo
 from sglang.srt.speculative.ngram_info import NgramVerifyInput
 
+from sglang_das.engine import penalties, processors
 from sglang_das.engine.distributions import Distributions
 from sglang_das.engine.drafts import DraftTree
+from sglang_das.engine.grammars import NodeMasks
 
 
 class DasVerifyInput(NgramVerifyInput):  # type: ignore[misc]
@@ -105,7 +108,12 @@ def verify_input(
 
 
 def sample_nodes(
-    batch: Any, sampler: Any, logits_output: Any, positions: torch.Tensor, tree: DraftTree
+    batch: Any,
+    sampler: Any,
+    logits_output: Any,
+    positions: torch.Tensor,
+    tree: DraftTree,
+    masks: NodeMasks | None = None,
 ) -> tuple[NDArray[np.int64], Distributions]:
     """Sample the next token at every drafted node and root as plain decoding would.
 
@@ -116,6 +124,7 @@ def sample_nodes(
             Where the batch returns log-probabilities, the transformed logits of the sampled rows are written back.
         positions: position of every row, `[n * width]` (`sampler.forward` keys the noise by it).
         tree: the step's draft tree.
+        masks: what grammars allow at drafted nodes.
 
     Returns:
         The sampled tokens, `[n, width]`, 0 at unused nodes; and what they were drawn from.
@@ -124,19 +133,23 @@ def sample_nodes(
     rows = np.flatnonzero(used)
     n, width = used.shape
     logits = logits_output.next_token_logits
-    device = logits.device
-    sampling_info = batch.sampling_info
-    sampling_info.update_regex_vocab_mask()
-    owners = torch.from_numpy(rows // width).to(device)
-    info = sampling_info_of_rows(sampling_info, owners)
-    row_index = torch.from_numpy(rows).to(device)
+    row_index = torch.from_numpy(rows).to(logits.device)
+    batch.sampling_info.update_regex_vocab_mask()
+    info = sampling_info_of_rows(batch.sampling_info, tree, rows)
+    batch.sampling_info.grammar_mask = None  # belongs to one step
+    places = np.cumsum(used.ravel()).reshape(n, width) - 1
+    info.penalizer_orchestrator = penalties.at_nodes(batch.reqs, tree.drafts, places)
+    if masks is not None:
+        masks.put(info.grammar_mask.vocab_mask, places)
     # Log-probabilities are computed from the whole array afterwards, so the sampler, which works in place, gets a copy.
     everything = len(rows) == n * width and not batch.return_logprob
     row_logits = logits if everything else logits[row_index]
     info.apply_logits_bias(row_logits)
+    if info.has_custom_logit_processor:
+        apply_custom_logit_processor(row_logits, info)
+        info.has_custom_logit_processor = False  # or the sampler would apply them again
     if batch.return_logprob:
         logits[row_index] = row_logits
-    sampling_info.grammar_mask = None  # belongs to one step
     sampled = sampler(
         dataclasses.replace(logits_output, next_token_logits=row_logits),
         info,
@@ -150,6 +163,17 @@ def sample_nodes(
     return tokens.reshape(n, width), Distributions(sampler, row_logits, info, rows, (n, width))
 
 
+def penalise_prefill(batch: Any) -> None:
+    """Give the sampling of a prefill penalties that know the whole output, also of a request that was retracted.
+
+    Args:
+        batch: the engine's `ScheduleBatch`, whose `sampling_info` belongs to this forward alone.
+    """
+    info = batch.sampling_info
+    info.penalizer_orchestrator = penalties.at_roots(batch.reqs)
+    info.acc_additive_penalties = info.acc_scaling_penalties = None
+
+
 # Fields of SamplingBatchInfo with one row a request that take part in sampling.
 _PER_REQUEST = (
     "temperatures",
@@ -158,27 +182,39 @@ _PER_REQUEST = (
     "min_ps",
     "sampling_seed",
     "logit_bias",
-    "acc_additive_penalties",
-    "acc_scaling_penalties",
 )
 
 
-def sampling_info_of_rows(info: SamplingBatchInfo, owners: torch.Tensor) -> SamplingBatchInfo:
-    """The sampling parameters of single rows: row r samples as request `owners[r]` does.
+def sampling_info_of_rows(info: SamplingBatchInfo, tree: DraftTree, rows: NDArray[np.int64]) -> SamplingBatchInfo:
+    """The sampling parameters of single rows: each samples as its request does, but for the penalties, which are left
+    out, and the grammar's mask, which is its root's.
 
     The inverse of the engine's `filter_batch`: rows repeat requests instead of dropping them.
+
+    Args:
+        info: of the batch.
+        tree: the step's draft tree, `[n, width]`.
+        rows: root and node of each row as flat indices of `[n, width]`.
     """
+    owner_list: list[int] = (rows // tree.depth.shape[1]).tolist()
+    owners = torch.tensor(owner_list, device=info.temperatures.device)
     picked = {name: value[owners] for name in _PER_REQUEST if (value := getattr(info, name)) is not None}
-    owner_list: list[int] = owners.tolist()
-    rows = dataclasses.replace(info, penalizer_orchestrator=None, grammars=None, **picked)
+    of_rows = dataclasses.replace(
+        info,
+        grammars=None,
+        penalizer_orchestrator=None,
+        acc_additive_penalties=None,
+        acc_scaling_penalties=None,
+        **picked,
+    )
     if info.grammar_mask is not None:
-        rows.grammar_mask = GrammarMask(info.grammar_mask.grammar, info.grammar_mask.vocab_mask[owners])
+        of_rows.grammar_mask = GrammarMask(info.grammar_mask.grammar, info.grammar_mask.vocab_mask[owners])
     if info.has_custom_logit_processor:
-        rows.custom_params = [info.custom_params[owner] for owner in owner_list]
-        rows.custom_logit_processor = {
+        of_rows.custom_params = processors.params_of_rows(info.custom_params, tree, rows)
+        of_rows.custom_logit_processor = {
             key: _processor_rows(entry, owner_list, owners.device) for key, entry in info.custom_logit_processor.items()
         }
-    return rows
+    return of_rows
 
 
 def _processor_rows(entry: ProcessorEntry, owners: list[int], device: torch.device) -> ProcessorEntry:

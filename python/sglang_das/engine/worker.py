@@ -31,16 +31,24 @@ from sglang.srt.speculative.spec_utils import (
     record_stream_for_v2_verify,
 )
 
-from sglang_das.engine import control, coupling
+from sglang_das.engine import control, coupling, grammars
 from sglang_das.engine.config import DasConfig, Shape
 from sglang_das.engine.distributions import Distributions, prepare
 from sglang_das.engine.drafting import Drafter, Rollout
 from sglang_das.engine.drafts import Drafts, DraftTree
 from sglang_das.engine.ends import cut_at_ends
+from sglang_das.engine.grammars import NodeMasks
 from sglang_das.engine.matching import Match, match
 from sglang_das.engine.metrics import Counters, PeriodicLog
 from sglang_das.engine.ranks import Ranks
-from sglang_das.engine.verify import DasVerifyInput, full_mask, rows_mask, sample_nodes, verify_input
+from sglang_das.engine.verify import (
+    DasVerifyInput,
+    full_mask,
+    penalise_prefill,
+    rows_mask,
+    sample_nodes,
+    verify_input,
+)
 from sglang_das.engine.widths import Widths
 
 logger = logging.getLogger("sglang_das")
@@ -137,6 +145,8 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         """Run one step: prefill as the engine does, decoding by drafting and verification."""
         stream = torch.get_device_module(self.device).current_stream()
         record_stream_for_v2_verify(batch, None, stream)
+        if batch.has_grammar:
+            grammars.end_as_plain(batch.reqs)
         if batch.forward_mode.is_decode():
             result = self._decode(batch, pp_proxy_tensors)
         else:
@@ -147,6 +157,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         return result
 
     def _prefill(self, batch: Any, pp_proxy_tensors: Any) -> GenerationBatchResult:
+        penalise_prefill(batch)
         result = self.target_worker.forward_batch_generation(batch, pp_proxy_tensors=pp_proxy_tensors)
         n = len(batch.reqs)
         self._learn_first(batch, result.logits_output)
@@ -163,7 +174,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         )
 
     def _decode(self, batch: Any, pp_proxy_tensors: Any) -> GenerationBatchResult:
-        drafts, rollouts = self._draft(batch)
+        drafts, masks, rollouts = self._draft(batch)
         tree = DraftTree(drafts)
         roots = np.fromiter((request.output_ids[-1] for request in batch.reqs), np.int64, len(batch.reqs))
         self._start_verify(batch, tree, roots)
@@ -172,7 +183,9 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
                 batch, pp_proxy_tensors=pp_proxy_tensors, is_verify=True
             )
         positions = batch.spec_info.positions
-        sampled, distributions = sample_nodes(batch, self.model_runner.sampler, result.logits_output, positions, tree)
+        sampled, distributions = sample_nodes(
+            batch, self.model_runner.sampler, result.logits_output, positions, tree, masks
+        )
         sampled = self._ranks.agree(sampled)
         matched = cut_at_ends(match(tree, sampled), batch.reqs, sampled)
         self._observe(drafts, rollouts, matched)
@@ -272,7 +285,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         deterministic = get_exec().deterministic.enable_deterministic_inference
         return coupling.of_deterministic_engine if deterministic else coupling.unknown
 
-    def _draft(self, batch: Any) -> tuple[Drafts, list[Rollout | None]]:
+    def _draft(self, batch: Any) -> tuple[Drafts, NodeMasks | None, list[Rollout | None]]:
         requests, info = batch.reqs, batch.sampling_info
         filtered = info.need_top_k_sampling or info.need_top_p_sampling or info.need_min_p_sampling
         by_rank = filtered and not self._rowwise
@@ -283,9 +296,19 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             if self.off_reason is None:
                 proposed = self._guarded("drafting", lambda: self.drafter.propose(requests, noise_by_rank=by_rank))
         drafts, rollouts = proposed if proposed is not None else (Drafts.none(len(requests)), nothing)
-        drafts = self._ranks.agree_on_drafts(drafts).widen(self._widths.fit(drafts.width))
+        drafts, masks = self._constrain(self._ranks.agree_on_drafts(drafts), batch)
+        drafts = drafts.widen(self._widths.fit(drafts.width))
         self._step_clock.start(len(requests), drafts)
-        return drafts, rollouts
+        return drafts, masks, rollouts
+
+    def _constrain(self, drafts: Drafts, batch: Any) -> tuple[Drafts, NodeMasks | None]:
+        """Drafts without what grammars forbid; none at all where these fail."""
+        if not batch.has_grammar:
+            return drafts, None
+        with self._cpu_time():
+            vocabulary = batch.sampling_info.vocab_size
+            left = self._guarded("grammars", lambda: grammars.constrain(drafts, batch.reqs, vocabulary))
+        return left if left is not None else (Drafts.none(len(batch.reqs)), None)
 
     def _observe(self, drafts: Drafts, rollouts: list[Rollout | None], matched: Match) -> None:
         accept_lens = matched.accept_lens

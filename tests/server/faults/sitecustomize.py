@@ -62,14 +62,14 @@ def _unbiased(original, *arguments):
     return original(*arguments)
 
 
-def _ignore_temperature(original, batch, sampler, logits_output, positions, tree):
+def _ignore_temperature(original, batch, sampler, logits_output, positions, tree, masks):
     """Verify as the engine's NGRAM does on a CPU: argmax whatever the temperature."""
     best = logits_output.next_token_logits.argmax(-1).numpy().reshape(tree.depth.shape).copy()
-    _, distributions = original(batch, sampler, logits_output, positions, tree)
+    _, distributions = original(batch, sampler, logits_output, positions, tree, masks)
     return best, distributions
 
 
-def _pad_with_duplicates(original, batch, sampler, logits_output, positions, tree):
+def _pad_with_duplicates(original, batch, sampler, logits_output, positions, tree, masks):
     """Verify as if drafts were padded with children of the root that all hold token 0, each with a try of its own."""
     import dataclasses
 
@@ -78,7 +78,7 @@ def _pad_with_duplicates(original, batch, sampler, logits_output, positions, tre
     tries = []
     for pad in range(4):
         output = dataclasses.replace(logits_output, next_token_logits=logits_output.next_token_logits.clone())
-        tries.append(original(batch, sampler, output, positions + 1_000_003 * pad, tree))
+        tries.append(original(batch, sampler, output, positions + 1_000_003 * pad, tree, masks))
     sampled, distributions = tries[0]
     sampled[:, 0][(np.stack([again for again, _ in tries[1:]])[:, :, 0] == 0).any(axis=0)] = 0
     return sampled, distributions
