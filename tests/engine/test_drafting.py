@@ -253,18 +253,33 @@ def test_a_request_id_may_be_used_again():
     assert drafter.describe()["live_rollouts"] == 1
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [{"frequency_penalty": 0.1}, {"presence_penalty": 0.1}, {"repetition_penalty": 1.1}, {"min_new_tokens": 3}],
-)
-def test_what_a_draft_cannot_reproduce_is_not_drafted_for_but_learnt(sampling):
+class NoWayBack:
+    """A grammar whose matcher cannot roll back."""
+
+    from sglang.srt.constrained.base_grammar_backend import BaseGrammarObject
+
+    rollback = BaseGrammarObject.rollback
+
+
+def test_what_a_draft_cannot_reproduce_is_not_drafted_for_but_learnt():
     drafter, _ = make()
-    request = Request("a", **sampling)
+    request = Request("a")
+    request.grammar = NoWayBack()
     assert reason_not_to_draft(request) is not None
     assert decode(drafter, request, [*TEXT, *TEXT]) == 2 * len(TEXT) - 1
     finish(drafter, request, FINISH_MATCHED_TOKEN)
     assert request.customized_info["das"][0]["not_drafted"] == reason_not_to_draft(request)
     assert decode(drafter, Request("b"), TEXT) < len(TEXT) / 4
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [{"frequency_penalty": 0.1}, {"presence_penalty": 0.1}, {"repetition_penalty": 1.1}, {"min_new_tokens": 3}],
+)
+def test_what_a_draft_can_reproduce_is_drafted_for(sampling):
+    drafter, _ = make()
+    decode(drafter, Request("a", **sampling), TEXT)
+    assert decode(drafter, Request("b", **sampling), TEXT) < len(TEXT) / 4
 
 
 def distribution_after(token):
@@ -319,10 +334,10 @@ def test_the_prefills_distribution_is_learnt():
     assert (found, ids.tolist()) == (PROMPT[0], distribution_after(-1)[0])
 
 
-@pytest.mark.parametrize("sampling", [{"frequency_penalty": 0.1}, {"min_new_tokens": 3}])
-def test_distributions_that_others_would_not_draw_from_are_not_learnt(sampling):
+def test_distributions_that_others_would_not_draw_from_are_not_learnt():
     drafter, _ = make()
-    request = Request("a", **sampling)
+    request = Request("a")
+    request.grammar = NoWayBack()
     emit_with_distributions(drafter, request, [5, 6, 7, 8, 5])
     finish(drafter, request, FINISH_MATCHED_TOKEN)
     _, ids, _ = drafter.history.tree(0).latest([6])

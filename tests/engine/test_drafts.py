@@ -127,3 +127,25 @@ def test_no_drafts_is_plain_decoding():
     assert tree.drafts.width == 1
     assert tree.is_chain
     assert tree.used().all()
+
+
+@given(forests(), st.data())
+def test_what_is_kept_keeps_its_paths_and_probabilities(drafts, data):
+    numbers = 1 + np.arange(drafts.tokens.size, dtype=np.float32).reshape(drafts.tokens.shape)
+    numbered = Drafts(drafts.tokens, drafts.parents, numbers, drafts.sizes)
+    kept = np.zeros(drafts.tokens.shape, bool)
+    for i, size in enumerate(drafts.sizes):
+        for node in range(size):
+            parent = drafts.parents[i, node]
+            kept[i, node] = (parent < 0 or kept[i, parent]) and data.draw(st.booleans())
+    left = numbered.keep(kept)
+    assert left.width == drafts.width
+    assert left.sizes.tolist() == kept.sum(1).tolist()
+    for i in range(len(drafts.sizes)):
+        old = np.flatnonzero(kept[i])
+        for new, node in enumerate(old):
+            assert left.probabilities[i, new] == numbered.probabilities[i, node]
+            path = [left.tokens[i, at - 1] for at in ancestors(left, i, new + 1)[1:]]
+            assert path == [drafts.tokens[i, at - 1] for at in ancestors(drafts, i, node + 1)[1:]]
+        assert not left.tokens[i, len(old) :].any()
+        assert (left.parents[i, len(old) :] == -1).all()

@@ -1,11 +1,11 @@
-"""Every sampling feature that looks back on what was emitted is drafted for, and stays plain decoding's to the token."""
+"""Sampling features that look back on what was emitted are drafted for, and stay plain decoding's to the token."""
 
 import json
 import re
 
 import pytest
 
-from .support import EOS, body, prompts
+from .support import EOS
 from .test_sampling import requests_with
 
 PENALTIES = [
