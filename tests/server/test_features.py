@@ -101,6 +101,78 @@ def test_a_token_follows_the_end_of_a_grammar_that_is_ignored(servers, temperatu
     assert {answer["output_ids"].index(EOS) - len(answer["output_ids"]) for answer in expected} == {-2}
 
 
+def processed(requests, processor):
+    return [{**request, "custom_logit_processor": processor} for request in requests]
+
+
+def users_processor(*, follows_drafts):
+    """A class the server cannot import, as clients send them: nothing of the last three tokens may come again."""
+    from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor
+
+    source = """
+class NotAgain(CustomLogitProcessor):
+    def __call__(self, logits, params):
+        for row, given in enumerate(params):
+            request = given["__req__"]
+            recent = [*request.origin_input_ids, *request.output_ids][-given["span"] :]
+            logits[row, recent] = -float("inf")
+        return logits
+"""
+    made = {"__name__": "__main__", "CustomLogitProcessor": CustomLogitProcessor}
+    exec(source, made)
+    made["NotAgain"].follows_drafts = follows_drafts
+    return made["NotAgain"].to_str()
+
+
+def test_the_engines_logit_processors(servers):
+    from sglang.srt.sampling.custom_logit_processor import (
+        DeepseekOCRNoRepeatNGramLogitProcessor,
+        DisallowedTokensLogitsProcessor,
+    )
+
+    forbidden = list(range(2, 60))
+    disallow = requests_with({"custom_params": {"token_ids": forbidden}}, seed=60, count=2)
+    no_repeat = requests_with({"custom_params": {"ngram_size": 2, "window_size": 40}}, seed=61, count=2)
+    wanted = [
+        *processed(disallow, DisallowedTokensLogitsProcessor.to_str()),
+        *processed(no_repeat, DeepseekOCRNoRepeatNGramLogitProcessor.to_str()),
+        *requests_with({}, seed=62, count=2),
+    ]
+    wanted = [{**request, "return_logprob": True} for request in wanted]
+    expected = assert_drafted(servers, wanted, kind="-tight")
+    assert not {token for answer in expected[:6] for token in answer["output_ids"]} & set(forbidden)
+    for answer, again in zip(expected, servers("das-tight").generate(wanted), strict=True):
+        values = [[value for value, *_ in a["meta_info"]["output_token_logprobs"]] for a in (answer, again)]
+        assert values[1] == pytest.approx(values[0], abs=1e-4)
+
+
+def test_a_users_logit_processor_says_whether_it_follows_drafts(servers):
+    plain, das = servers("plain-tight"), servers("das-tight")
+    params = {"custom_params": {"span": 3}}
+    follows = processed(requests_with(params, seed=63, count=3), users_processor(follows_drafts=True))
+    assert_drafted(servers, follows, kind="-tight")
+    wanted = processed(requests_with(params, seed=64, count=3), users_processor(follows_drafts=False))
+    expected = plain.tokens(wanted)
+    for _ in range(2):
+        answers = das.generate(wanted)
+        assert [answer["output_ids"] for answer in answers] == expected
+        figures = [answer["meta_info"]["das"] for answer in answers]
+        assert {(each["not_drafted"], each["proposed"]) for each in figures} == {("custom logit processor", 0)}
+
+
+def test_penalties_outlive_a_retraction(servers):
+    """Where SGLang forgets what it has counted; the plain server has memory enough here."""
+    plain, das = servers("plain"), servers("das-tight")
+    options = [{"frequency_penalty": 0.5}, {"repetition_penalty": 1.2, "presence_penalty": 0.3}, {"min_new_tokens": 90}]
+    wanted = requests_with(options, seed=65, count=14, samples=1, max_new_tokens=120)
+    expected, retracted = plain.tokens(wanted), 0
+    for _ in range(3):
+        answers = das.generate(wanted)
+        assert [answer["output_ids"] for answer in answers] == expected
+        retracted += sum(answer["meta_info"]["num_retractions"] for answer in answers)
+    assert retracted > 0, "memory was not scarce"
+
+
 def test_all_of_it_in_one_batch(servers):
     mixed = [
         {"regex": "[a-h]{40,60}", "frequency_penalty": 0.4, "top_k": 30},

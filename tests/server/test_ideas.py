@@ -5,15 +5,22 @@ import pytest
 from .support import body, build_model, prompts, start_server
 
 SETTINGS = [
-    {"SHAPE": "chain"},
+    {"SHAPE": "chain", "MAX_WIDTH": "5"},
     {"SOFT": "0", "REJECTED": "0", "SHARED": "0", "COUPLED": "0"},
-    {"COUPLED": "0", "SHARED": "0"},
+    {"COUPLED": "0", "SHARED": "0", "MAX_WIDTH": "32", "ARM": "unlimited"},
 ]
 
 
 def rollouts(epoch):
     """Samples of a few prompts, of all kinds of sampling."""
-    kinds = [{"temperature": 0.8}, {"temperature": 1.0}, {"temperature": 0}, {"temperature": 1.0, "top_k": 9}]
+    kinds = [
+        {"temperature": 0.8},
+        {"temperature": 1.0},
+        {"temperature": 0},
+        {"temperature": 1.0, "top_k": 9},
+        {"temperature": 0.8, "frequency_penalty": 0.3, "repetition_penalty": 1.1, "min_new_tokens": 9},
+        {"temperature": 0.8, "regex": "[a-p]+", "presence_penalty": 0.4},
+    ]
     return [
         body(prompt, seed=None if kind["temperature"] == 0 else 10_000 * epoch + 100 * p + sample, **kind)
         for p, prompt in enumerate(prompts(4, seed=70))

@@ -43,8 +43,16 @@ KEYS = [
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"temperature": 0}, {"top_k": 10, "top_p": 0.9}, {"min_p": 0.05, "temperature": 1.2}],
-    ids=["sampled", "greedy", "filtered", "min_p"],
+    [
+        {},
+        {"temperature": 0},
+        {"top_k": 10, "top_p": 0.9},
+        {"min_p": 0.05, "temperature": 1.2},
+        {"frequency_penalty": 0.5, "repetition_penalty": 1.2, "min_new_tokens": 30, "logit_bias": {"3": 2.0}},
+        {"regex": "[a-h]+[x-z]"},
+        {"regex": "[a-h]+[x-z]", "temperature": 0, "presence_penalty": 0.3},
+    ],
+    ids=["sampled", "greedy", "filtered", "min_p", "penalised", "grammar", "penalised greedy grammar"],
 )
 def test_log_probabilities_are_those_of_plain_decoding(servers, options):
     plain, das = servers("plain"), servers("das")
