@@ -225,6 +225,15 @@ def test_requests_that_are_nobodys_rollout_are_left_alone():
     assert counters.rollouts == 0
 
 
+def test_multi_modal_requests_are_told_why_they_are_left_alone():
+    drafter, counters = make()
+    request = Request("image")
+    request.multimodal_inputs = object()
+    assert decode(drafter, request, TEXT) == len(TEXT) - 1
+    assert counters.rollouts == 0
+    assert request.customized_info["das"] == [{"proposed": 0, "accepted": 0, "not_drafted": "multi-modal input"}]
+
+
 def test_a_batch_may_mix_both_kinds():
     drafter, _ = make(shape="chain")
     decode(drafter, Request("a"), TEXT)

@@ -142,6 +142,20 @@ def test_an_error_in_the_walk_leaves_the_matcher_where_it_was():
     assert grammar.accepted == []
 
 
+def test_a_token_that_the_matcher_refuses_in_spite_of_its_mask_is_dropped():
+    grammar = Words([[0, 1, 2]])
+
+    def accept(token):
+        if token == 1:
+            raise ValueError("not accepted")
+        Words.accept_token(grammar, token)
+
+    grammar.accept_token = accept
+    drafts, _ = constrain(chain(0, 1, 2), [request_of(grammar)], LETTERS + 1)
+    assert drafts.sizes.tolist() == [1]
+    assert grammar.accepted == []
+
+
 def test_with_ignore_eos_one_token_of_any_kind_follows_the_end():
     request, other = request_of(Words([[0, 1]]), ignore_eos=True), request_of(Words([[0]]))
     end_as_plain([request, other, request_of(None)])

@@ -6,10 +6,12 @@ Everything about a request follows from its number, so that two servers get the 
 import json
 
 import numpy as np
+from sglang.srt.sampling.custom_logit_processor import DeepseekOCRNoRepeatNGramLogitProcessor
 
 from .support import LETTERS, body
 
 VOCABULARY = 256
+NO_REPEAT = DeepseekOCRNoRepeatNGramLogitProcessor.to_str()
 
 
 def prompt_pool(count=60):
@@ -32,15 +34,15 @@ def make_request(number, pool):
         ignore_eos=bool(random.random() < 0.3),
         **_filters(random),
         **_stops(random),
-        **_special(random),
     )
+    sampling = request["sampling_params"]
+    sampling |= _features(random, sampling["max_new_tokens"])
+    if "custom_params" in sampling:
+        request["custom_logit_processor"] = NO_REPEAT
     if random.random() < 0.3:
         request |= {"return_logprob": True, "top_logprobs_num": int(random.choice([0, 2]))}
         if random.random() < 0.3:
             request |= {"logprob_start_len": 0, "token_ids_logprob": [2, 3, 77]}
-    if {"regex", "json_schema"} & set(request["sampling_params"]):
-        # With it the engine's plain decoding emits a token behind the grammar's end, its speculative decoding does not.
-        request["sampling_params"]["ignore_eos"] = False
     request["priority"] = int(random.choice([0, 0, 0, 10]))
     return request
 
@@ -60,22 +62,41 @@ def _stops(random):
     }
 
 
-def _special(random):
-    """What is served without drafts, for about one request in eight."""
-    specials = [
+def _features(random, max_new_tokens):
+    """What looks back on the tokens emitted, for about one request in three, and two of these at once for some."""
+    kinds = [
         {"frequency_penalty": 0.5},
         {"presence_penalty": 0.5},
         {"repetition_penalty": 1.2},
-        {"min_new_tokens": 1},
-        {"regex": "[a-f]+x?"},
-        {"json_schema": json.dumps({"type": "object", "properties": {"k": {"enum": ["a", "b"]}}})},
+        {"logit_bias": {str(token): float(random.uniform(-3, 3)) for token in random.integers(2, VOCABULARY, 4)}},
+        {"custom_params": {"ngram_size": 2, "window_size": 30}},
     ]
-    return specials[random.integers(len(specials))] if random.random() < 0.12 else {}
+    grammars = [
+        {"regex": "[a-f]+x?"},
+        {"regex": "([a-p]{3,9}[A-F])+"},
+        {"json_schema": json.dumps({"type": "object", "properties": {"k": {"enum": ["a", "b"]}}})},
+        {"ebnf": 'root ::= [a-m]+ ("1" | "2") [n-z]*'},
+    ]
+    chosen = {}
+    if random.random() < 0.25:
+        chosen |= kinds[random.integers(len(kinds))]
+    if random.random() < 0.1:
+        chosen |= grammars[random.integers(len(grammars))]
+    elif random.random() < 0.06:  # not with a grammar, whose end it could forbid
+        chosen["min_new_tokens"] = min(int(random.integers(1, 40)), max_new_tokens)
+    return chosen
+
+
+FEATURES = (
+    *("frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "min_new_tokens"),
+    *("custom_params", "regex", "json_schema", "ebnf"),
+)
 
 
 def depends_on_retraction(request):
-    """Whether the engine itself samples differently after a retraction: it then counts penalties from zero again."""
-    return bool({"frequency_penalty", "presence_penalty", "repetition_penalty"} & set(request["sampling_params"]))
+    """Whether the plain server samples differently after a retraction: it then counts tokens from zero again."""
+    counting = {"frequency_penalty", "presence_penalty", "repetition_penalty", "min_new_tokens"}
+    return bool(counting & set(request["sampling_params"]))
 
 
 def tokens_and_text(answer):

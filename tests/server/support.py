@@ -60,7 +60,11 @@ def _save_tokenizer(folder, vocabulary):
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+        chat_template="{% for message in messages %}{{ message['role'] }}:{{ message['content'] }} {% endfor %}",
     ).save_pretrained(folder)
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from .soak import depends_on_retraction, log_probabilities, make_request, prompt_pool, tokens_and_text
+from .soak import FEATURES, depends_on_retraction, log_probabilities, make_request, prompt_pool, tokens_and_text
 
 TOLERANCE = 1e-4
 AT_ONCE = 48
@@ -43,6 +43,9 @@ def test_soak(servers, soak_requests):
     pool = prompt_pool()
     requests = [make_request(number, pool) for number in range(soak_requests)]
     expected = plain.generate(requests, at_once=AT_ONCE)
+    forgotten = [n for n, request in enumerate(requests) if depends_on_retraction(request) and retracted(expected[n])]
+    for n in forgotten:
+        expected[n] = plain.generate(requests[n : n + 1])[0]
 
     before, stop = das.das(), threading.Event()
     with ThreadPoolExecutor(1) as background:
@@ -54,23 +57,32 @@ def test_soak(servers, soak_requests):
         counts = disturber.result()
     after = das.das()
 
-    compared = [n for n in range(soak_requests) if comparable(requests[n], expected[n], answers[n])]
-    assert len(compared) > 0.98 * soak_requests
-    assert [n for n in compared if not same(expected[n], answers[n])] == []
+    assert [n for n in range(soak_requests) if not same(expected[n], answers[n])] == []
     assert after["state"] == "on"
     assert after["failures"] == 0
     assert set(counts) == {"in_place", "retract", "switch"}
     assert after["accepted"] - before["accepted"] > soak_requests, "too little was drafted for this to mean anything"
-    assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 0
+    kept = {feature: accepted(feature, requests, answers) for feature in FEATURES}
+    assert min(kept.values()) > soak_requests / 500, f"too little was drafted right: {kept}"
+    assert sum(map(retracted, answers)) > 0
     assert after["live_rollouts"] == 0
     assert das.free_slots() == capacity
     assert "memory leak" not in das.log_text()
 
 
-def comparable(request, expected, answer):
-    """All but penalised requests that were retracted on one of the servers."""
-    retracted = expected["meta_info"]["num_retractions"] + answer["meta_info"]["num_retractions"]
-    return not (retracted and depends_on_retraction(request))
+def retracted(answer):
+    return answer["meta_info"]["num_retractions"]
+
+
+def accepted(feature, requests, answers):
+    """Drafts kept for requests that sample with a feature; each of them is drafted for."""
+    figures = [
+        answer["meta_info"]["das"]
+        for request, answer in zip(requests, answers, strict=True)
+        if feature in request["sampling_params"] and "das" in answer["meta_info"]
+    ]
+    assert {each["not_drafted"] for each in figures} == {None}
+    return sum(each["accepted"] for each in figures)
 
 
 def same(expected, answer):

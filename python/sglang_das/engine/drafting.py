@@ -264,6 +264,8 @@ class Drafter:
         if known is not None:  # a request id used again
             self.finish(request.rid)
         if not _is_rollout(request, self.config.min_prompt_tokens):
+            if request.multimodal_inputs is not None:
+                _say(request, {"proposed": 0, "accepted": 0, "not_drafted": "multi-modal input"})
             return None
         rollout = self._open(request)
         self._live[request.rid] = rollout
@@ -300,7 +302,7 @@ class Drafter:
         emitted = np.concatenate([rollout.continued, output])
         self.policy.close(rollout.row, len(emitted), finished=natural or outcome == "FINISH_LENGTH")
         self._emitted_since_version = True
-        request.customized_info = {**(request.customized_info or {}), "das": [_figures(rollout)]}
+        _say(request, _figures(rollout))
         if natural:
             rollout.sequence.close()
             return
@@ -332,6 +334,11 @@ def _is_rollout(request: Any, min_prompt_tokens: int) -> bool:
         and not request.rid.startswith("HEALTH_CHECK")
         and request.multimodal_inputs is None
     )
+
+
+def _say(request: Any, figures: dict[str, Any]) -> None:
+    """Let a request's `meta_info["das"]` be these figures."""
+    request.customized_info = {**(request.customized_info or {}), "das": [figures]}
 
 
 def _figures(rollout: Rollout) -> dict[str, Any]:

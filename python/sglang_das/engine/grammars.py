@@ -100,7 +100,10 @@ def _walk(grammar: Any, tokens: list[int], parents: list[int], mask: torch.Tenso
             token = tokens[child - 1]
             if not _allows(mask[node], token):
                 continue
-            grammar.accept_token(token)
+            try:
+                grammar.accept_token(token)
+            except ValueError:  # refused in spite of the mask: the matcher has not moved
+                continue
             try:
                 if not grammar.is_terminated():
                     yield child
