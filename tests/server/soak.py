@@ -80,9 +80,9 @@ def _features(random, max_new_tokens):
     chosen = {}
     if random.random() < 0.25:
         chosen |= kinds[random.integers(len(kinds))]
-    if random.random() < 0.1:
+    if random.random() < 0.12 and "custom_params" not in chosen:  # which could forbid all that a grammar allows
         chosen |= grammars[random.integers(len(grammars))]
-    elif random.random() < 0.06:  # not with a grammar, whose end it could forbid
+    elif random.random() < 0.06:  # nor with a grammar, whose end it could forbid
         chosen["min_new_tokens"] = min(int(random.integers(1, 40)), max_new_tokens)
     return chosen
 

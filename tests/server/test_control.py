@@ -28,6 +28,16 @@ def test_every_request_says_what_was_drafted_for_it(servers):
     assert meta["spec_accept_length"] == meta["completion_tokens"] / figures["verify_steps"]
 
 
+def test_a_request_that_ends_with_its_prefill_has_no_figures(servers):
+    """Also if it ends beside one that has."""
+    wanted = [
+        body(prompt, temperature=0, max_new_tokens=1 + i % 2, ignore_eos=True)
+        for i, prompt in enumerate(prompts(16, seed=8))
+    ]
+    answers = servers("das").generate(wanted)
+    assert [answer["meta_info"].get("das") is not None for answer in answers] == [False, True] * 8
+
+
 def test_server_info_adds_up(servers):
     das = servers("das")
     before = das.das()

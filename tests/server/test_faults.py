@@ -10,7 +10,10 @@ import pytest
 from .faults.sitecustomize import PLACES
 from .support import body, prompts
 
-WANTED = [body(prompt, temperature=0.8, seed=i) for i, prompt in enumerate(prompts(8, seed=20))]
+WANTED = [
+    body(prompt, temperature=0.8, seed=i, **({"regex": "[a-p]+"} if i % 4 == 3 else {}))
+    for i, prompt in enumerate(prompts(8, seed=20))
+]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ PLACES = {
     "opening": ("engine.drafting", "Drafter", "_open"),
     "proposing": ("engine.drafting", "Drafter", "propose"),
     "tree": ("engine.drafting", None, "step"),
+    "grammars": ("engine.grammars", None, "constrain"),
     "plan": ("policy", "Policy", "plan"),
     "width": ("policy", "Policy", "width"),
     "calibration": ("policy", "Policy", "observe_drafts"),
