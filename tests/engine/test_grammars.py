@@ -182,7 +182,7 @@ def test_with_ignore_eos_one_token_of_any_kind_follows_the_end():
     assert late.grammar.finished
 
 
-def test_a_grammar_that_cannot_roll_back_is_not_followed():
+def test_a_grammar_that_cannot_roll_back_or_is_untested_is_not_followed():
     from sglang.srt.constrained.base_grammar_backend import BaseGrammarObject
 
     class Forward(BaseGrammarObject):
@@ -191,6 +191,9 @@ def test_a_grammar_that_cannot_roll_back_is_not_followed():
     assert reason_not_to_follow(request_of(Words([[0]]))) is None
     assert reason_not_to_follow(request_of(None)) is None
     assert reason_not_to_follow(request_of(Forward())) == "grammar without rollback"
+    untested = Words([[0]])
+    untested.ll_matcher = object()
+    assert reason_not_to_follow(request_of(untested)) == "llguidance grammar"
     wrapping = Words([[0]])
     wrapping.grammar = Forward()
     assert reason_not_to_follow(request_of(wrapping)) == "grammar without rollback"

@@ -125,9 +125,8 @@ def reason_not_to_follow(request: Any) -> str | None:
     while grammar is not None:  # and what it wraps
         if type(grammar).rollback.__module__.endswith(".base_grammar_backend"):  # which raises
             return "grammar without rollback"
-        if request.sampling_params.ignore_eos and hasattr(grammar, "ll_matcher"):
-            # The engine reopens its matcher after every step that reached the end, so the end depends on the steps.
-            return "llguidance grammar with ignore_eos"
+        if hasattr(grammar, "ll_matcher"):  # can roll back, but has not been compared with plain decoding
+            return "llguidance grammar"
         grammar = getattr(grammar, "grammar", None)
     if request.grammar and _bits(request.grammar) != "torch.int32":
         return "grammar with unknown masks"
