@@ -9,6 +9,7 @@ keeps the result. Status 1 if one that should be caught was not, or an edit no l
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COPY = ROOT / "target" / "weaken"
+CRATES = ("das-tree", "das-noise")
 TIMEOUT_S = 900
 
 
@@ -67,6 +69,29 @@ WEAKENINGS = (
     relaxed("latest occurrence: read", "node.rs", "self.recent.load(Ordering::Acquire)"),
     relaxed("top list: set", "node.rs", "self.counts[i].store(count, Ordering::Release)"),
     relaxed("top list: get", "node.rs", "self.counts[i].load(Ordering::Acquire)"),
+    relaxed("row: begin to read", "backoff.rs", "self.version.load(Ordering::Acquire)"),
+    relaxed("row: take", "backoff.rs", "version + 1, Ordering::Acquire"),
+    relaxed("row: leave", "backoff.rs", "self.version.store(version, Ordering::Release)"),
+    Weakening("row: fence of the reader", "backoff.rs", "        fence(Ordering::Acquire);", "       "),
+    Weakening("row: fence of the writer", "backoff.rs", "        fence(Ordering::Release);", "       "),
+    Weakening(
+        "a row is not looked at again after it was read",
+        "backoff.rs",
+        "(self.version.load(Ordering::Relaxed) == before).then_some(found)",
+        "Some(found)",
+    ),
+    Weakening(
+        "a row is read while it is written",
+        "backoff.rs",
+        "        if before % 2 == 1 {",
+        "        if before % 2 == 2 {",
+    ),
+    Weakening(
+        "a row is written by two at once",
+        "backoff.rs",
+        "        let taken = version % 2 == 0\n            && self",
+        "        let taken = version % 2 == 2\n            || self",
+    ),
     Weakening(
         "an append lets another of its sequence in between its tokens",
         "sequence.rs",
@@ -152,13 +177,15 @@ WEAKENINGS = (
 
 
 def copy_crate() -> None:
-    """A workspace with nothing but das-tree in it, so that the product's own files stay as they are."""
+    """A workspace with nothing but das-tree and what it needs, so that the product's own files stay as they are."""
     shutil.rmtree(COPY / "rust", ignore_errors=True)
     # With new times, or cargo would take what an earlier run broke for what is there now.
-    source, ignored = ROOT / "rust" / "das-tree", shutil.ignore_patterns("fuzz")
-    shutil.copytree(source, COPY / "rust" / "das-tree", ignore=ignored, copy_function=shutil.copy)
+    for crate in CRATES:
+        source, ignored = ROOT / "rust" / crate, shutil.ignore_patterns("fuzz")
+        shutil.copytree(source, COPY / "rust" / crate, ignore=ignored, copy_function=shutil.copy)
     manifest = (ROOT / "Cargo.toml").read_text()
-    (COPY / "Cargo.toml").write_text(re.sub(r"^members = .*$", 'members = ["rust/das-tree"]', manifest, flags=re.M))
+    members = json.dumps([f"rust/{crate}" for crate in CRATES])
+    (COPY / "Cargo.toml").write_text(re.sub(r"^members = .*$", f"members = {members}", manifest, flags=re.M))
     shutil.copy(ROOT / "Cargo.lock", COPY / "Cargo.lock")
 
 

@@ -15,8 +15,8 @@ use crate::{
     trust::Trust,
 };
 
-/// Entries of a row.
-pub(crate) const ENTRIES: usize = 16;
+/// Entries of a row, an even number. A model makes do with two.
+pub(crate) const ENTRIES: usize = if cfg!(loom) { 2 } else { 16 };
 /// Distributions after which the newest weighs as much as the next.
 const MEMORY: u32 = 16;
 /// Contexts in a bucket.
@@ -196,14 +196,26 @@ impl Bucket {
 }
 
 impl Row {
-    fn read(&self, key: Key, mixture: &mut Mixture<ENTRIES>) -> bool {
+    /// What `look` finds in the row, if nobody writes it meanwhile.
+    fn undisturbed<T>(&self, look: impl FnOnce() -> T) -> Option<T> {
         let before = self.version.load(Ordering::Acquire); // what is read below was written before this version or later
-        if before % 2 == 1 || self.key.load(Ordering::Relaxed) != key.0 {
-            return false;
+        if before % 2 == 1 {
+            return None;
         }
-        self.copy(mixture);
+        let found = look();
         fence(Ordering::Acquire); // if any of it was written later, the version below has moved
-        self.version.load(Ordering::Relaxed) == before
+        (self.version.load(Ordering::Relaxed) == before).then_some(found)
+    }
+
+    fn read(&self, key: Key, mixture: &mut Mixture<ENTRIES>) -> bool {
+        let look = || {
+            let is_its = self.key.load(Ordering::Relaxed) == key.0; // checked by the version
+            if is_its {
+                self.copy(mixture);
+            }
+            is_its
+        };
+        self.undisturbed(look) == Some(true)
     }
 
     fn copy(&self, mixture: &mut Mixture<ENTRIES>) {
@@ -264,20 +276,28 @@ impl Row {
             let shares = half(2 * pair) | half(2 * pair + 1) << 16;
             self.shares[pair].store(shares, Ordering::Relaxed);
         }
+        self.leave(version);
+    }
+
+    /// Leaves a row that was taken.
+    fn leave(&self, version: u32) {
         self.version.store(version, Ordering::Release); // publishes the row
     }
 
+    /// The row as words, unless it is unused or just now written.
     fn write_words(&self, words: &mut Vec<u32>) {
-        let (key, seen) = (
-            self.key.load(Ordering::Relaxed), // this and all below: a row that is written meanwhile is worth no care
-            self.seen.load(Ordering::Relaxed),
-        );
-        if key == 0 {
-            return;
+        let from = words.len();
+        let look = || {
+            let key = self.key.load(Ordering::Relaxed); // this and all below: checked by the version
+            let seen = self.seen.load(Ordering::Relaxed);
+            words.extend([key as u32, (key >> 32) as u32, seen]);
+            let rest = self.tokens.iter().chain(&self.shares);
+            words.extend(rest.map(|word| word.load(Ordering::Relaxed)));
+            key
+        };
+        if self.undisturbed(look).is_none_or(|key| key == 0) {
+            words.truncate(from);
         }
-        words.extend([key as u32, (key >> 32) as u32, seen]);
-        let rest = self.tokens.iter().chain(&self.shares);
-        words.extend(rest.map(|word| word.load(Ordering::Relaxed)));
     }
 
     fn restore(&self, key: Key, words: &[u32]) {
@@ -289,7 +309,7 @@ impl Row {
         for (cell, &word) in self.tokens.iter().chain(&self.shares).zip(&words[1..]) {
             cell.store(word, Ordering::Relaxed);
         }
-        self.version.store(version, Ordering::Release); // publishes the row
+        self.leave(version);
     }
 }
 
@@ -336,5 +356,87 @@ mod tests {
         table.learn(Key::shared(&[3]), &Observation::bare(4));
         assert!(!table.read(Key::shared(&[3]), &mut Mixture::default()));
         assert_eq!(table.memory_usage(), 0);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::sync::Arc;
+
+    /// A row that has been written for a context, its first distribution being one token.
+    fn row(key: Key, token: Token) -> Arc<Row> {
+        let row = Row::default();
+        row.learn(key, &Observation::bare(token));
+        Arc::new(row)
+    }
+
+    /// What there is of a context: how many distributions, and the tokens.
+    fn read(row: &Row, key: Key) -> Option<(u32, Vec<Token>)> {
+        let mut mixture = Mixture::default();
+        let found = row.read(key, &mut mixture);
+        let tokens = || mixture.entries().map(|entry| entry.0).collect();
+        found.then(|| (mixture.seen, tokens()))
+    }
+
+    /// While a row is written a reader goes without it, or has it as it was before or is afterwards: never parts of both.
+    #[test]
+    fn row_is_read_whole_or_not_at_all() {
+        loom::model(|| {
+            let key = Key::shared(&[7]);
+            let row = row(key, 1);
+            let writer = {
+                let row = Arc::clone(&row);
+                loom::thread::spawn(move || row.learn(key, &Observation::bare(2)))
+            };
+            let seen = read(&row, key);
+            let (before, after) = ((1, vec![1]), (2, vec![1, 2]));
+            assert!(seen.is_none_or(|seen| seen == before || seen == after));
+            writer.join().unwrap();
+            assert_eq!(read(&row, key), Some(after));
+        });
+    }
+
+    /// When a row goes to another context, nobody finds what is known of one under the other.
+    #[test]
+    fn row_that_changes_hands_is_of_one_context() {
+        loom::model(|| {
+            let (old, new) = (Key::shared(&[7]), Key::shared(&[8]));
+            let row = row(old, 1);
+            let writer = {
+                let row = Arc::clone(&row);
+                loom::thread::spawn(move || row.learn(new, &Observation::bare(2)))
+            };
+            assert!(read(&row, new).is_none_or(|seen| seen == (1, vec![2])));
+            assert!(read(&row, old).is_none_or(|seen| seen == (1, vec![1])));
+            writer.join().unwrap();
+            assert_eq!(
+                (read(&row, old), read(&row, new)),
+                (None, Some((1, vec![2])))
+            );
+        });
+    }
+
+    /// Of two that write at once one may go without, but who comes second goes on from all that the first wrote.
+    #[test]
+    fn row_of_two_writers_is_one_or_the_other_or_both() {
+        loom::model(|| {
+            let key = Key::shared(&[7]);
+            let row = Arc::new(Row::default());
+            let other = {
+                let row = Arc::clone(&row);
+                loom::thread::spawn(move || row.learn(key, &Observation::bare(1)))
+            };
+            row.learn(key, &Observation::bare(2));
+            other.join().unwrap();
+            let (seen, mut tokens) = read(&row, key).expect("one of them was first");
+            tokens.sort_unstable();
+            let expected = [&[][..], &[1], &[2], &[1, 2]];
+            assert!(expected.contains(&&tokens[..]));
+            assert_eq!(
+                (seen, row.version.load(Ordering::Relaxed)),
+                (tokens.len() as u32, 2 * seen)
+            );
+        });
     }
 }
