@@ -385,14 +385,16 @@ mod models {
         loom::model(|| {
             let key = Key::shared(&[7]);
             let row = row(key, 1);
-            let writer = {
-                let row = Arc::clone(&row);
-                loom::thread::spawn(move || row.learn(key, &Observation::bare(2)))
-            };
-            let seen = read(&row, key);
             let (before, after) = ((1, vec![1]), (2, vec![1, 2]));
-            assert!(seen.is_none_or(|seen| seen == before || seen == after));
-            writer.join().unwrap();
+            let reader = {
+                let (row, after) = (Arc::clone(&row), after.clone());
+                loom::thread::spawn(move || {
+                    let seen = read(&row, key);
+                    assert!(seen.is_none_or(|seen| seen == before || seen == after));
+                })
+            };
+            row.learn(key, &Observation::bare(2));
+            reader.join().unwrap();
             assert_eq!(read(&row, key), Some(after));
         });
     }
@@ -403,13 +405,15 @@ mod models {
         loom::model(|| {
             let (old, new) = (Key::shared(&[7]), Key::shared(&[8]));
             let row = row(old, 1);
-            let writer = {
+            let reader = {
                 let row = Arc::clone(&row);
-                loom::thread::spawn(move || row.learn(new, &Observation::bare(2)))
+                loom::thread::spawn(move || {
+                    assert!(read(&row, new).is_none_or(|seen| seen == (1, vec![2])));
+                    assert!(read(&row, old).is_none_or(|seen| seen == (1, vec![1])));
+                })
             };
-            assert!(read(&row, new).is_none_or(|seen| seen == (1, vec![2])));
-            assert!(read(&row, old).is_none_or(|seen| seen == (1, vec![1])));
-            writer.join().unwrap();
+            row.learn(new, &Observation::bare(2));
+            reader.join().unwrap();
             assert_eq!(
                 (read(&row, old), read(&row, new)),
                 (None, Some((1, vec![2])))

@@ -19,26 +19,64 @@ pub(crate) trait Parts: Send + Sync + 'static {
     fn run(&self, part: usize);
 }
 
+/// Where a thread takes its parts.
+#[derive(Clone, Copy)]
+enum End {
+    Front,
+    Back,
+}
+
 /// A piece of work in progress.
 struct Job {
     work: Arc<dyn Parts>,
     parts: usize,
-    /// The next part that nobody has taken.
-    next: AtomicUsize,
+    /// Parts taken in all, by who has the work from the front, by helpers from the back: so that in step after step the same
+    /// thread has much the same parts, and what they work on in its cache.
+    taken: AtomicUsize,
+    front: AtomicUsize,
+    back: AtomicUsize,
     /// Parts done, and whether all were done without a panic.
     done: AtomicUsize,
     failed: AtomicUsize,
 }
 
 impl Job {
+    fn new(work: Arc<dyn Parts>, parts: usize) -> Self {
+        let [taken, front, back, done, failed] = std::array::from_fn(|_| AtomicUsize::new(0));
+        Self {
+            work,
+            parts,
+            taken,
+            front,
+            back,
+            done,
+            failed,
+        }
+    }
+
+    /// Takes a part, if there is one left.
+    fn take(&self, end: End) -> Option<usize> {
+        // Relaxed, all three: only uniqueness matters, and the two ends do not meet before all are taken.
+        if self.taken.fetch_add(1, Ordering::Relaxed) >= self.parts {
+            return None;
+        }
+        Some(match end {
+            End::Front => self.front.fetch_add(1, Ordering::Relaxed), // as above
+            End::Back => self.parts - 1 - self.back.fetch_add(1, Ordering::Relaxed), // as above
+        })
+    }
+
+    fn is_taken(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) >= self.parts // a hint: `take` finds out
+    }
+
     /// Takes parts as long as there are any. Returns whether it did the last to be done.
-    fn help(&self) -> bool {
+    fn help(&self, end: End) -> bool {
         let mut last = false;
         loop {
-            let part = self.next.fetch_add(1, Ordering::Relaxed); // only uniqueness matters
-            if part >= self.parts {
+            let Some(part) = self.take(end) else {
                 return last;
-            }
+            };
             if catch_unwind(AssertUnwindSafe(|| self.work.run(part))).is_err() {
                 self.failed.fetch_add(1, Ordering::Relaxed); // published by the next line
             }
@@ -96,11 +134,11 @@ impl Pool {
                     .unwrap_or_else(std::sync::PoisonError::into_inner);
                 continue;
             };
-            if present.next.load(Ordering::Relaxed) < present.parts {
+            if !present.is_taken() {
                 *job = Some(Arc::clone(&present)); // there is something for others too
             }
             drop(job);
-            let last = present.help();
+            let last = present.help(End::Back);
             drop(present);
             job = lock(&self.job);
             if last {
@@ -121,18 +159,12 @@ pub(crate) fn has_helpers() -> bool {
 /// If a part did.
 pub(crate) fn run(work: Arc<dyn Parts>, parts: usize) {
     let pool = Pool::get();
-    let job = Arc::new(Job {
-        work,
-        parts,
-        next: AtomicUsize::new(0),
-        done: AtomicUsize::new(0),
-        failed: AtomicUsize::new(0),
-    });
+    let job = Arc::new(Job::new(work, parts));
     *lock(&pool.job) = Some(Arc::clone(&job));
     for _ in 1..parts.min(pool.helpers + 1) {
         pool.posted.notify_one();
     }
-    job.help();
+    job.help(End::Front);
     for _ in 0..SPINS {
         if job.is_done() {
             break;
