@@ -385,7 +385,7 @@ impl Running {
             let seen = tokens.iter().map(|&token| Observation::bare(token));
             self.insight.learn(&self.tree, text, tokens, seen);
         } else {
-            self.insight.informed = true;
+            self.insight.inform(&text[self.prompt..]);
             let seen = known.beside_all(tokens).zip(tokens);
             let seen = seen.map(|(distribution, &token)| Observation {
                 token,

@@ -32,7 +32,7 @@ const RECENT_MEMORY: u32 = 32;
 pub(crate) struct Insight {
     /// Whether distributions came with it.
     pub(crate) informed: bool,
-    /// What its output has been made of lately.
+    /// What its output has been made of lately; kept once distributions have come.
     recent: Mixture<RECENT>,
     /// The evidence of the last draft about the token that comes next.
     pending: Evidence,
@@ -72,6 +72,15 @@ pub(crate) struct Sources<'a> {
 }
 
 impl Insight {
+    /// From now on distributions come; so far the output came without.
+    pub(crate) fn inform(&mut self, output: &[Token]) {
+        if !self.informed {
+            self.informed = true;
+            let bare = output.iter().map(|&token| Observation::bare(token));
+            bare.for_each(|seen| self.recent.learn(&seen, RECENT_MEMORY));
+        }
+    }
+
     /// Takes in tokens that have come, before the tree does: learns how good the last draft's evidence was, and what follows
     /// what over all problems. `text` is what was before them.
     pub(crate) fn learn(
@@ -90,7 +99,9 @@ impl Insight {
                     backoff.learn(key, &observation);
                 }
             }
-            self.recent.learn(&observation, RECENT_MEMORY);
+            if self.informed {
+                self.recent.learn(&observation, RECENT_MEMORY);
+            }
             last = [last[1], last[2], Some(observation.token)];
         }
     }
