@@ -1,6 +1,11 @@
 """`step` does what separate calls do, and the same every time."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -72,3 +77,65 @@ def test_a_long_prompt_is_taken_in_over_steps() -> None:
         assert drafted[0, 0] == prompt[at + 1]
     sequences[0].append(prompt[40_000:40_002])
     assert sequences[0].draft(1).tokens.tolist() == [prompt[40_002]]
+
+
+def test_arrays_of_every_layout_give_the_same_drafts() -> None:
+    random = np.random.default_rng(5)
+    tokens, ids = random.integers(0, 40, 12), random.permutation(1000)[:96].reshape(12, 8)
+    ids[3, 2:] = -1
+    bytes_of = random.integers(0, 256, (12, 8)).astype(np.uint8)
+    columns = (np.arange(0, 13, 3), np.full(4, 6), np.zeros(4), [0, 1, 2, 2], np.arange(4), np.arange(4) + 9)
+
+    def run(form: Callable[[Any, type], Any], integer: type, real: type, byte: bool) -> list[bytes]:
+        tree = SuffixTree()
+        live = [tree.sequence() for _ in range(4)]
+        probabilities = form(bytes_of, np.uint8) if byte else form(bytes_of / 255, real)
+        offsets, most, floors, *couplings = columns
+        counts, noise = (form(offsets, integer), form(most, integer)), [form(column, integer) for column in couplings]
+        for _ in range(3):
+            drafted = step(
+                live,
+                form(tokens, integer),
+                *counts,
+                form(floors, real),
+                6,
+                "tree",
+                form(ids, integer),
+                probabilities,
+                *noise,
+            )
+        return [array.tobytes() for array in drafted]
+
+    def plain(values: Any, dtype: type) -> Any:
+        return np.array(values, dtype)
+
+    def strided(values: Any, dtype: type) -> Any:
+        return np.repeat(plain(values, dtype), 2, axis=-1)[..., ::2]
+
+    def read_only(values: Any, dtype: type) -> Any:
+        array = plain(values, dtype)
+        array.flags.writeable = False
+        return array
+
+    expected = run(plain, np.int32, np.float32, byte=True)
+    for form in (plain, strided, read_only):
+        for integer in (np.int32, np.int64):
+            for real in (np.float32, np.float64):
+                for byte in (True, False):
+                    assert run(form, integer, real, byte) == expected, (form, integer, real, byte)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory can be reset on Linux only")
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32])
+def test_a_contiguous_array_is_not_copied(dtype: type) -> None:
+    tokens = np.ones(20_000_000, dtype)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _peak_kilobytes()
+    with pytest.raises(ValueError, match="20000000"):
+        SuffixTree().count(tokens)
+    assert _peak_kilobytes() - before < tokens.nbytes // 1024 // 4
+
+
+def _peak_kilobytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

@@ -1,9 +1,11 @@
 //! Python arguments to Rust values, with errors that name the argument, the value and the remedy.
 
-use std::fmt::Display;
+use std::{fmt::Display, ops::Deref};
 
 use das_tree::Shape;
-use numpy::{Element, PyArray1, PyArrayMethods, PyUntypedArray, PyUntypedArrayMethods};
+use numpy::{
+    Element, PyArray1, PyArrayMethods, PyReadonlyArray1, PyUntypedArray, PyUntypedArrayMethods,
+};
 use pyo3::{
     exceptions::{PyOverflowError, PyRuntimeError, PyTypeError, PyValueError},
     prelude::*,
@@ -13,7 +15,7 @@ use pyo3::{
 pub const MAX_NODES: usize = 1024;
 
 /// A `ValueError` of the form "name is value: remedy".
-pub fn bad_value(name: &str, value: impl Display, remedy: &str) -> PyErr {
+pub fn bad_value(name: impl Display, value: impl Display, remedy: &str) -> PyErr {
     PyValueError::new_err(format!("{name} is {value}: {remedy}"))
 }
 
@@ -27,91 +29,198 @@ pub fn tree_error(error: das_tree::Error) -> PyErr {
 
 /// Runs native work without the GIL. A panic, which would be an error of ours, becomes a `RuntimeError`.
 pub fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> PyResult<T> {
-    let outcome = py.detach(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)));
-    outcome.map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("unknown");
-        PyRuntimeError::new_err(format!("internal error in sglang_das: {text}"))
-    })
+    py.detach(|| caught(work)).map_err(internal_error)
 }
 
-/// Token ids from a one-dimensional int32, int64 or uint32 array, or any iterable of integers.
-pub fn tokens(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    if let Some(array) = column::<u32>(name, value)? {
-        return checked(name, &array, |token| {
-            (token <= i32::MAX as u32).then_some(token)
+/// As [`detached`], with the GIL.
+pub fn attached<T>(work: impl FnOnce() -> T) -> PyResult<T> {
+    caught(work).map_err(internal_error)
+}
+
+fn caught<T>(work: impl FnOnce() -> T) -> std::thread::Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+}
+
+fn internal_error(panic: Box<dyn std::any::Any + Send>) -> PyErr {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("unknown");
+    PyRuntimeError::new_err(format!("internal error in sglang_das: {text}"))
+}
+
+/// Token ids, checked: in the caller's array if that has the form for it, else copied.
+pub enum Tokens<'py> {
+    Signed(PyReadonlyArray1<'py, i32>),
+    Unsigned(PyReadonlyArray1<'py, u32>),
+    Copied(Vec<u32>),
+}
+
+impl Deref for Tokens<'_> {
+    type Target = [u32];
+
+    fn deref(&self) -> &[u32] {
+        let (signed, unsigned): (Option<&[i32]>, _) = match self {
+            Self::Signed(array) => (array.as_slice().ok(), None),
+            Self::Unsigned(array) => (None, array.as_slice().ok()),
+            Self::Copied(tokens) => return tokens,
+        };
+        // What is not contiguous has been copied.
+        signed
+            .map(bytemuck::cast_slice)
+            .or(unsigned)
+            .unwrap_or_default()
+    }
+}
+
+/// Token ids from a one-dimensional int32, int64 or uint32 array, or any iterable of integers. The array is not copied if it
+/// is contiguous and of 32 bits.
+pub fn tokens<'py>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Tokens<'py>> {
+    let of_31_bits = |token: i64| i32::try_from(token).is_ok_and(|token| token >= 0);
+    if let Some(array) = column::<i32>(name, value)? {
+        check(name, array.as_array().iter(), |token| token >= 0)?;
+        return Ok(if array.is_c_contiguous() {
+            Tokens::Signed(array)
+        } else {
+            let tokens = array.as_array();
+            Tokens::Copied(tokens.iter().map(|&token| token as u32).collect())
         });
     }
-    if let Some(array) = column::<i32>(name, value)? {
-        return checked(name, &array, |token| u32::try_from(token).ok());
+    if let Some(array) = column::<u32>(name, value)? {
+        check(name, array.as_array().iter(), |token| {
+            of_31_bits(token.into())
+        })?;
+        return Ok(if array.is_c_contiguous() {
+            Tokens::Unsigned(array)
+        } else {
+            Tokens::Copied(array.as_array().iter().copied().collect())
+        });
     }
     let integers = integers(name, value)?;
-    checked(name, &integers, |token| {
-        i32::try_from(token)
-            .ok()
-            .and_then(|token| u32::try_from(token).ok())
+    let values: Vec<i64> = integers.iter().collect();
+    check(name, values.iter(), of_31_bits)?;
+    Ok(Tokens::Copied(
+        values.iter().map(|&token| token as u32).collect(),
+    ))
+}
+
+fn check<'a, T: Copy + Display + 'a>(
+    name: &str,
+    values: impl Iterator<Item = &'a T>,
+    is_token: impl Fn(T) -> bool,
+) -> PyResult<()> {
+    let wrong = values.enumerate().find(|&(_, &value)| !is_token(value));
+    wrong.map_or(Ok(()), |(i, value)| {
+        let remedy = "token ids are from 0 to 2^31 - 1";
+        Err(bad_value(format_args!("{name}[{i}]"), value, remedy))
     })
 }
 
-fn checked<T: Copy + Display>(
-    name: &str,
-    values: &[T],
-    convert: impl Fn(T) -> Option<u32>,
-) -> PyResult<Vec<u32>> {
-    let convert = |(i, &value): (usize, &T)| {
-        convert(value).ok_or_else(|| {
-            bad_value(
-                &format!("{name}[{i}]"),
-                value,
-                "token ids are from 0 to 2^31 - 1",
-            )
-        })
-    };
-    values.iter().enumerate().map(convert).collect()
+/// Integers: in the caller's array, or copied.
+pub enum Integers<'py> {
+    Long(PyReadonlyArray1<'py, i64>),
+    Int(PyReadonlyArray1<'py, i32>),
+    Unsigned(PyReadonlyArray1<'py, u32>),
+    Byte(PyReadonlyArray1<'py, u8>),
+    Copied(Vec<i64>),
 }
 
-/// Integers from a one-dimensional int32, int64 or uint32 array, or any iterable of integers.
-pub fn integers(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
-    if let Some(array) = column::<i64>(name, value)? {
-        return Ok(array);
+impl Integers<'_> {
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Long(array) => array.len(),
+            Self::Int(array) => array.len(),
+            Self::Unsigned(array) => array.len(),
+            Self::Byte(array) => array.len(),
+            Self::Copied(integers) => integers.len(),
+        }
     }
-    if let Some(array) = column::<i32>(name, value)? {
-        return Ok(array.into_iter().map(i64::from).collect());
+
+    pub fn get(&self, i: usize) -> Option<i64> {
+        match self {
+            Self::Long(array) => array.get(i).copied(),
+            Self::Int(array) => array.get(i).map(|&integer| integer.into()),
+            Self::Unsigned(array) => array.get(i).map(|&integer| integer.into()),
+            Self::Byte(array) => array.get(i).map(|&integer| integer.into()),
+            Self::Copied(integers) => integers.get(i).copied(),
+        }
     }
-    if let Some(array) = column::<u32>(name, value)? {
-        return Ok(array.into_iter().map(i64::from).collect());
+
+    pub fn iter(&self) -> impl Iterator<Item = i64> {
+        (0..self.len()).map_while(|i| self.get(i))
     }
-    if let Some(array) = column::<u8>(name, value)? {
-        return Ok(array.into_iter().map(i64::from).collect());
+}
+
+/// Integers from a one-dimensional int32, int64, uint32 or uint8 array, which is not copied, or any iterable of integers.
+pub fn integers<'py>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Integers<'py>> {
+    if let Some(array) = column(name, value)? {
+        return Ok(Integers::Long(array));
     }
-    items(
+    if let Some(array) = column(name, value)? {
+        return Ok(Integers::Int(array));
+    }
+    if let Some(array) = column(name, value)? {
+        return Ok(Integers::Unsigned(array));
+    }
+    if let Some(array) = column(name, value)? {
+        return Ok(Integers::Byte(array));
+    }
+    let items = items(
         name,
         value,
         "an int32, int64, uint32 or uint8 array or a list of integers",
         "an integer",
-    )
+    )?;
+    Ok(Integers::Copied(items))
 }
 
-/// Numbers from a one-dimensional float32 or float64 array, or any iterable of numbers.
-pub fn floats(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<f32>> {
-    if let Some(array) = column::<f32>(name, value)? {
-        return Ok(array);
+/// Numbers: in the caller's array, or copied.
+pub enum Numbers<'py> {
+    Single(PyReadonlyArray1<'py, f32>),
+    Double(PyReadonlyArray1<'py, f64>),
+    Copied(Vec<f32>),
+}
+
+impl Numbers<'_> {
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Single(array) => array.len(),
+            Self::Double(array) => array.len(),
+            Self::Copied(numbers) => numbers.len(),
+        }
     }
-    if let Some(array) = column::<f64>(name, value)? {
-        return Ok(array.into_iter().map(|number| number as f32).collect());
+
+    pub fn get(&self, i: usize) -> Option<f32> {
+        match self {
+            Self::Single(array) => array.get(i).copied(),
+            Self::Double(array) => array.get(i).map(|&number| number as f32),
+            Self::Copied(numbers) => numbers.get(i).copied(),
+        }
     }
-    items(
+}
+
+/// Numbers from a one-dimensional float32 or float64 array, which is not copied, or any iterable of numbers.
+pub fn floats<'py>(name: &str, value: &Bound<'py, PyAny>) -> PyResult<Numbers<'py>> {
+    if let Some(array) = column(name, value)? {
+        return Ok(Numbers::Single(array));
+    }
+    if let Some(array) = column(name, value)? {
+        return Ok(Numbers::Double(array));
+    }
+    let items = items(
         name,
         value,
         "a float32 or float64 array or a list of numbers",
         "a number",
-    )
+    )?;
+    Ok(Numbers::Copied(items))
 }
 
-/// A copy of a one-dimensional array of this type; `None` if it is something else.
-fn column<T: Element + Copy>(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<T>>> {
+/// A one-dimensional array of this type, to read; `None` if it is something else.
+fn column<'py, T: Element>(
+    name: &str,
+    value: &Bound<'py, PyAny>,
+) -> PyResult<Option<PyReadonlyArray1<'py, T>>> {
     let Ok(array) = value.cast::<PyUntypedArray>() else {
         return Ok(None);
     };
@@ -125,10 +234,9 @@ fn column<T: Element + Copy>(name: &str, value: &Bound<'_, PyAny>) -> PyResult<O
     let Ok(array) = value.cast::<PyArray1<T>>() else {
         return Ok(None);
     };
-    let array = array
-        .try_readonly()
-        .map_err(|error| PyValueError::new_err(format!("{name}: {error}")))?;
-    Ok(Some(array.as_array().iter().copied().collect()))
+    let array = array.try_readonly();
+    let array = array.map_err(|error| PyValueError::new_err(format!("{name}: {error}")))?;
+    Ok(Some(array))
 }
 
 fn items<'py, T: for<'a> FromPyObject<'a, 'py>>(
@@ -181,7 +289,7 @@ pub fn key(value: &Bound<'_, PyAny>) -> PyResult<u64> {
 }
 
 /// A count from `least` to `most`.
-pub fn within(name: &str, value: i64, least: usize, most: usize) -> PyResult<usize> {
+pub fn within(name: impl Display, value: i64, least: usize, most: usize) -> PyResult<usize> {
     match usize::try_from(value) {
         Ok(count) if (least..=most).contains(&count) => Ok(count),
         _ => Err(bad_value(
@@ -193,7 +301,7 @@ pub fn within(name: &str, value: i64, least: usize, most: usize) -> PyResult<usi
 }
 
 /// A probability.
-pub fn probability(name: &str, value: f32) -> PyResult<f32> {
+pub fn probability(name: impl Display, value: f32) -> PyResult<f32> {
     if (0.0..=1.0).contains(&value) {
         Ok(value)
     } else {

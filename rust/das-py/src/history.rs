@@ -108,9 +108,10 @@ impl RolloutHistory {
         context: Option<&Bound<'_, PyAny>>,
         weight: f64,
     ) -> PyResult<Sequence> {
-        let (problem, context) = (key(problem)?, optional_tokens("context", context)?);
+        let problem = key(problem)?;
+        let context = &*optional_tokens("context", context)?;
         let weight = crate::convert::weight(weight)?;
-        let open = || self.0.rollout_with_weight(problem, &context, weight);
+        let open = || self.0.rollout_with_weight(problem, context, weight);
         let sequence = detached(py, open)?.map_err(tree_error)?;
         Ok(Sequence(Arc::new(sequence)))
     }

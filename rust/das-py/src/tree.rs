@@ -7,13 +7,19 @@ use numpy::PyArray1;
 use pyo3::prelude::*;
 
 use crate::{
-    convert::{MAX_NODES, detached, probability, shape, tokens, tree_error, within},
+    convert::{
+        MAX_NODES, Tokens, attached, detached, probability, shape, tokens, tree_error, within,
+    },
     history::RolloutHistory,
     known::Known,
     step::step,
 };
 
 /// Adds this file's classes and functions to the module.
+/// Nodes of a draft for which the GIL is kept: it takes some microseconds, and to get the GIL back from another thread may take
+/// longer.
+const BRIEF: usize = 32;
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<SuffixTree>()?;
     module.add_class::<Sequence>()?;
@@ -37,8 +43,11 @@ fn draft_options(
 }
 
 /// Tokens that may be left out.
-pub fn optional_tokens(name: &str, value: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<u32>> {
-    value.map_or(Ok(Vec::new()), |value| tokens(name, value))
+pub fn optional_tokens<'py>(
+    name: &str,
+    value: Option<&Bound<'py, PyAny>>,
+) -> PyResult<Tokens<'py>> {
+    value.map_or(Ok(Tokens::Copied(Vec::new())), |value| tokens(name, value))
 }
 
 /// An online suffix tree over the token sequences of one problem.
@@ -56,8 +65,8 @@ impl SuffixTree {
 
     #[pyo3(signature = (context=None))]
     fn sequence(&self, py: Python<'_>, context: Option<&Bound<'_, PyAny>>) -> PyResult<Sequence> {
-        let context = optional_tokens("context", context)?;
-        let sequence = detached(py, || self.0.sequence(&context))?.map_err(tree_error)?;
+        let context = &*optional_tokens("context", context)?;
+        let sequence = detached(py, || self.0.sequence(context))?.map_err(tree_error)?;
         Ok(Sequence(Arc::new(sequence)))
     }
 
@@ -74,21 +83,21 @@ impl SuffixTree {
         seed: i64,
         position: i64,
     ) -> PyResult<Draft> {
-        let context = tokens("context", context)?;
+        let context = &*tokens("context", context)?;
         let coupling = crate::coupling::coupling("coupling", coupling, seed, position)?;
         let options = draft_options(max_tokens, min_probability, shape, coupling)?;
-        let draft = detached(py, || self.0.draft(&context, &options))?.map_err(tree_error)?;
+        let draft = detached(py, || self.0.draft(context, &options))?.map_err(tree_error)?;
         Ok(Draft::new(py, draft))
     }
 
     fn count(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<u32> {
-        let string = crate::convert::tokens("tokens", tokens)?;
-        detached(py, || self.0.count(&string))?.map_err(tree_error)
+        let string = &*crate::convert::tokens("tokens", tokens)?;
+        detached(py, || self.0.count(string))?.map_err(tree_error)
     }
 
     fn weight(&self, py: Python<'_>, tokens: &Bound<'_, PyAny>) -> PyResult<f64> {
-        let string = crate::convert::tokens("tokens", tokens)?;
-        detached(py, || self.0.weight(&string))?.map_err(tree_error)
+        let string = &*crate::convert::tokens("tokens", tokens)?;
+        detached(py, || self.0.weight(string))?.map_err(tree_error)
     }
 
     fn latest<'py>(
@@ -96,8 +105,8 @@ impl SuffixTree {
         py: Python<'py>,
         tokens: &Bound<'py, PyAny>,
     ) -> PyResult<Option<Followed<'py>>> {
-        let context = crate::convert::tokens("tokens", tokens)?;
-        let latest = detached(py, || self.0.latest_follower(&context))?.map_err(tree_error)?;
+        let context = &*crate::convert::tokens("tokens", tokens)?;
+        let latest = detached(py, || self.0.latest_follower(context))?.map_err(tree_error)?;
         Ok(latest.map(|observation| followed(py, &observation)))
     }
 
@@ -165,10 +174,10 @@ impl Sequence {
         ids: Option<&Bound<'_, PyAny>>,
         probabilities: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
-        let tokens = crate::convert::tokens("tokens", tokens)?;
+        let tokens = &*crate::convert::tokens("tokens", tokens)?;
         let known = Known::new(ids, probabilities, tokens.len())?;
         let rows = known.rows()?;
-        detached(py, || self.0.append_known(&tokens, rows))?.map_err(tree_error)
+        detached(py, || self.0.append_known(tokens, rows))?.map_err(tree_error)
     }
 
     fn reject(
@@ -209,7 +218,13 @@ impl Sequence {
     ) -> PyResult<Draft> {
         let coupling = crate::coupling::coupling("coupling", coupling, seed, position)?;
         let options = draft_options(max_tokens, min_probability, shape, coupling)?;
-        let draft = detached(py, || self.0.draft(&options))?.map_err(tree_error)?;
+        let draft = || self.0.draft(&options);
+        let draft = if options.max_nodes <= BRIEF {
+            attached(draft)
+        } else {
+            detached(py, draft)
+        };
+        let draft = draft?.map_err(tree_error)?;
         Ok(Draft::new(py, draft))
     }
 

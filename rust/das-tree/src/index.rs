@@ -310,7 +310,8 @@ impl Tree {
             return;
         }
         if weight > before {
-            self.nodes.raise(at.node, || first, weight);
+            let node = self.nodes.get(at.node);
+            self.nodes.raise(node, || first, weight);
             self.count_up(at.node, taken, weight - before);
             return;
         }
@@ -400,16 +401,18 @@ impl Tree {
 
     /// Counts an occurrence, starting at `start`, of a node's string and of all its prefixes.
     fn count_up(&self, mut id: NodeId, start: Pos, gain: u64) {
+        let mut node = self.nodes.get(id);
         loop {
-            let node = self.nodes.get(id);
             node.add_occurrence(start, gain);
             if id == ROOT {
                 return;
             }
+            let count = node.count();
             id = node.parent();
+            node = self.nodes.get(id);
             // The occurrence goes by the same edges, so its own text, which is in cache, has their first tokens.
-            let first = || self.text.token(start, self.nodes.get(id).depth());
-            self.nodes.raise(id, first, node.count());
+            let first = || self.text.token(start, node.depth());
+            self.nodes.raise(node, first, count);
         }
     }
 

@@ -279,8 +279,9 @@ impl Nodes {
 
     /// Keeps the top list of a node, if it has one, in step: the count of its follower `token` has risen to `count`.
     /// Indexer only.
-    pub(crate) fn raise(&self, id: NodeId, token: impl FnOnce() -> Token, count: u64) {
-        let wide = self.nodes.get(id).wide.load(Ordering::Relaxed); // only whoever indexes writes it
+    #[inline]
+    pub(crate) fn raise(&self, node: &Node, token: impl FnOnce() -> Token, count: u64) {
+        let wide = node.wide.load(Ordering::Relaxed); // only whoever indexes writes it
         if wide != NONE {
             self.wides.get(wide).raise(token(), count);
         }
@@ -378,7 +379,8 @@ impl Wide {
     fn raise(&self, token: Token, count: u64) {
         let goes_before =
             |(other_count, other): (u64, Token)| (count, !token) > (other_count, !other);
-        if !goes_before(self.entry(TOP - 1)) && self.entry(TOP - 1).1 != token {
+        let last = self.entry(TOP - 1);
+        if !goes_before(last) && last.1 != token {
             return;
         }
         let is_its = |&i: &usize| self.entry(i).0 == 0 || self.entry(i).1 == token;
