@@ -9,6 +9,7 @@ mod model;
 mod oracle;
 mod problem;
 mod script;
+mod twin;
 mod world;
 
 pub use script::{Kind, Tally, run};

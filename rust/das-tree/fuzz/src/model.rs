@@ -27,6 +27,15 @@ impl Given {
     /// four.
     pub fn new(tokens: &[u32], number: u32) -> Self {
         let width = if scatter(number) % 4 < 1 { 0 } else { WIDTH };
+        Self::of_width(width, tokens, number)
+    }
+
+    /// A row for each of the tokens.
+    pub fn full(tokens: &[u32], number: u32) -> Self {
+        Self::of_width(WIDTH, tokens, number)
+    }
+
+    fn of_width(width: usize, tokens: &[u32], number: u32) -> Self {
         let (mut ids, mut probabilities) = (Vec::new(), Vec::new());
         for (at, &token) in tokens.iter().enumerate().filter(|_| width > 0) {
             let number = number + at as u32;

@@ -1,6 +1,6 @@
 //! Scripts: how bytes are read as calls.
 
-use das_tree::{HistoryOptions, Shape};
+use das_tree::{Coupling, HistoryOptions, Shape};
 
 use crate::world::{Part, Settings, Wanted, World};
 
@@ -27,11 +27,15 @@ pub enum Kind {
     Step,
     /// What followed most recently, and what was known there.
     Latest,
+    /// What the target knew after a draft that was not kept.
+    Reject,
+    /// A draft, or a row of a batch step, from what was learned too.
+    Informed,
 }
 
 /// Calls made, by kind.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Tally([u64; 10]);
+pub struct Tally([u64; 12]);
 
 impl Tally {
     pub(crate) fn note(&mut self, kind: Kind) {
@@ -94,13 +98,17 @@ fn open_world(reader: &mut Reader) -> Option<World> {
     let max_depth = [2, 3, 4, 8, 16, 64][reader.below(6)?];
     let (most_running, window) = (1 + reader.below(6)?, 1 + reader.below(3)?);
     let kind = reader.byte()?;
-    let (decay, knows) = ([1.0, 1.0, 0.5, 0.7][kind % 4], kind / 4 % 2 == 1);
+    let decay = [1.0, 1.0, 0.5, 0.7][kind % 4];
+    // In one script of eight drafts come from what has been learned too, from what rows over all problems say or not.
+    let learns = (208..240).contains(&kind);
+    let knows = learns || kind / 4 % 2 == 1;
     let options = HistoryOptions {
         window,
         max_depth,
         decay,
-        soft: false,
-        shared: false,
+        max_bytes: if learns { 1 << 24 } else { 4 << 30 },
+        soft: learns,
+        shared: learns && kind < 232,
         ..HistoryOptions::default()
     };
     Some(World::new(Settings {
@@ -121,6 +129,7 @@ fn step(reader: &mut Reader, world: &mut World, tally: &mut Tally) -> Option<()>
             return Some(());
         }
         247.. => return batch(reader, world, tally),
+        239.. if what % 2 == 0 && world.learns() => return reject(reader, world, tally),
         239.. => return latest(reader, world, tally),
         _ => {}
     }
@@ -138,11 +147,11 @@ fn step(reader: &mut Reader, world: &mut World, tally: &mut Tally) -> Option<()>
             let (start, length) = (reader.byte()?, 1 + reader.below(longest)?);
             world.count(problem, text, start, length, tally);
         }
-        12..=13 => world.draft(reader.byte()?, &wanted(reader)?, tally),
+        12..=13 => world.draft(reader.byte()?, &wanted(reader, world.learns())?, tally),
         14 => {
             let (problem, length) = (reader.byte()?, 1 + reader.below(12)?);
             let text = reader.tokens(length, alphabet)?;
-            world.draft_text(problem, &text, &wanted(reader)?, tally);
+            world.draft_text(problem, &text, &wanted(reader, world.learns())?, tally);
         }
         15 => {
             let (problem, length) = (reader.byte()?, reader.below(6)?);
@@ -162,7 +171,7 @@ fn batch(reader: &mut Reader, world: &mut World, tally: &mut Tally) -> Option<()
     for _ in 0..rows {
         let (which, length) = (reader.byte()?, reader.below(4)?);
         let tokens = reader.tokens(length, world.settings.alphabet)?;
-        let mut wanted = wanted(reader)?;
+        let mut wanted = wanted(reader, world.learns())?;
         wanted.nodes += if wide { 90 } else { 0 };
         parts.push(Part {
             which,
@@ -171,6 +180,14 @@ fn batch(reader: &mut Reader, world: &mut World, tally: &mut Tally) -> Option<()
         });
     }
     world.step(&parts, if wide { 96 } else { 8 }, tally);
+    Some(())
+}
+
+fn reject(reader: &mut Reader, world: &mut World, tally: &mut Tally) -> Option<()> {
+    let alphabet = world.settings.alphabet;
+    let (which, places) = (reader.byte()?, 1 + reader.below(3)?);
+    let tokens = reader.tokens(3 * places, alphabet)?;
+    world.reject(which, &tokens, tally);
     Some(())
 }
 
@@ -186,17 +203,26 @@ fn latest(reader: &mut Reader, world: &mut World, tally: &mut Tally) -> Option<(
 }
 
 /// The floors are no products of the blend's weights, so that rounding does not decide what is above them.
-fn wanted(reader: &mut Reader) -> Option<Wanted> {
+fn wanted(reader: &mut Reader, learns: bool) -> Option<Wanted> {
     let nodes = reader.below(13)?;
     let (floor, shape) = [
         (0.0, Shape::Tree),
         (0.0437, Shape::Tree),
         (0.0, Shape::Chain),
     ][reader.below(3)?];
+    let coupling = match learns.then(|| reader.byte()) {
+        None | Some(Some(0..64)) => Coupling::Blind,
+        Some(Some(64..96)) => Coupling::Greedy,
+        Some(seed) => Coupling::Seeded {
+            seed: seed? as i64,
+            position: reader.byte()? as i64,
+        },
+    };
     Some(Wanted {
         nodes,
         floor,
         shape,
+        coupling,
     })
 }
 

@@ -3,8 +3,8 @@
 use std::{cell::RefCell, path::PathBuf, rc::Rc};
 
 use das_tree::{
-    Draft, DraftOptions, HistoryOptions, RolloutHistory, Sequence, Shape, StepDrafts, StepRequest,
-    step,
+    Coupling, Draft, DraftOptions, HistoryOptions, RolloutHistory, Sequence, Shape, StepDrafts,
+    StepRequest, step,
 };
 
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     oracle::{START, assert_same},
     problem::{Problem, Tree},
     script::{Kind, Tally},
+    twin,
 };
 
 const PROBLEMS: usize = 2;
@@ -37,6 +38,7 @@ pub struct Wanted {
     pub nodes: usize,
     pub floor: f32,
     pub shape: Shape,
+    pub coupling: Coupling,
 }
 
 struct Running {
@@ -46,6 +48,8 @@ struct Running {
     tree: Tree,
     text: usize,
     rollout: Sequence,
+    /// The same rollout of the twin.
+    twin: Option<Sequence>,
 }
 
 pub struct World {
@@ -53,6 +57,8 @@ pub struct World {
     /// Whether to print the calls: to understand a script that fails.
     talks: bool,
     history: RolloutHistory,
+    /// Where there is learning, a second history that is given the same calls.
+    twin: Option<RolloutHistory>,
     generation: u64,
     serial: u64,
     /// Tokens appended so far: they number the distributions.
@@ -68,12 +74,18 @@ impl World {
             talks: std::env::var_os("DAS_FUZZ_TRACE").is_some(),
             settings,
             history: RolloutHistory::new(options).unwrap(),
+            twin: options.soft.then(|| RolloutHistory::new(options).unwrap()),
             generation: 0,
             serial: 0,
             appended: 0,
             problems: std::array::from_fn(|_| Problem::new(options, knows)),
             running: Vec::new(),
         }
+    }
+
+    /// Whether drafts come from what is learned too.
+    pub fn learns(&self) -> bool {
+        self.twin.is_some()
     }
 
     fn say(&self, what: impl FnOnce() -> String) {
@@ -93,6 +105,10 @@ impl World {
             .history
             .rollout_with_weight(key as u64, prompt, weight)
             .unwrap();
+        let twin = self.twin.as_ref().map(|twin| {
+            let rollout = twin.rollout_with_weight(key as u64, prompt, weight);
+            rollout.unwrap()
+        });
         self.serial += 1;
         self.say(|| {
             format!(
@@ -107,6 +123,7 @@ impl World {
             tree,
             text,
             rollout,
+            twin,
         });
     }
 
@@ -128,7 +145,9 @@ impl World {
         let given = self.given(tokens);
         let running = &self.running[which];
         self.say(|| format!("{}: append {tokens:?}", running.serial));
-        running.rollout.append_known(tokens, given.rows()).unwrap();
+        for rollout in running.both() {
+            rollout.append_known(tokens, given.rows()).unwrap();
+        }
         let mut model = running.tree.borrow_mut();
         model.append(running.text, tokens, &given);
         drop(model);
@@ -180,7 +199,9 @@ impl World {
             model.append(running.text, &part.tokens, given);
             let Wanted { nodes, floor, .. } = part.wanted;
             let nodes = nodes.min(width);
-            expected.push(model.draft(running.text, nodes, floor, part.wanted.is_chain()));
+            if running.twin.is_none() {
+                expected.push(model.draft(running.text, nodes, floor, part.wanted.is_chain()));
+            }
             requests.push(StepRequest {
                 sequence: &running.rollout,
                 accepted: &part.tokens,
@@ -191,6 +212,21 @@ impl World {
         let drafts = step(&requests, width).unwrap();
         for (row, expected) in expected.iter().enumerate() {
             assert_same(&draft_of(&drafts, row, width), expected);
+        }
+        if self.learns() {
+            let twins = requests
+                .iter()
+                .zip(&which)
+                .map(|(request, &which)| StepRequest {
+                    sequence: self.running[which].twin.as_ref().unwrap(),
+                    ..*request
+                });
+            let twins: Vec<StepRequest> = twins.collect();
+            assert_eq!(drafts, step(&twins, width).unwrap(), "twins");
+            for (row, request) in requests.iter().enumerate() {
+                tally.note(Kind::Informed);
+                twin::check_form(&draft_of(&drafts, row, width), &request.options);
+            }
         }
         which.iter().for_each(|&which| self.check_match(which));
     }
@@ -257,6 +293,20 @@ impl World {
         self.append_at(to, &tail, tally);
     }
 
+    /// Tells a rollout what was known after drafts that were not kept: of each three tokens the first two are the context.
+    pub fn reject(&mut self, which: usize, tokens: &[u32], tally: &mut Tally) {
+        let which = self.pick(which, tally);
+        tally.note(Kind::Reject);
+        let contexts: Vec<[u32; 2]> = tokens.chunks(3).map(|three| [three[0], three[1]]).collect();
+        let likeliest: Vec<u32> = tokens.chunks(3).map(|three| three[2]).collect();
+        let given = Given::full(&likeliest, self.appended);
+        let running = &self.running[which];
+        self.say(|| format!("{}: reject {contexts:?}", running.serial));
+        for rollout in running.both() {
+            rollout.reject(&contexts, given.rows()).unwrap();
+        }
+    }
+
     fn check_match(&self, which: usize) {
         let running = &self.running[which];
         let expected = running.tree.borrow().active(running.text);
@@ -270,9 +320,11 @@ impl World {
         tally.note(Kind::Close);
         let running = self.running.swap_remove(which);
         self.say(|| format!("{}: close, weight {weight:?}", running.serial));
-        match weight {
-            Some(weight) => running.rollout.close_with_weight(weight).unwrap(),
-            None => running.rollout.close(),
+        for rollout in running.both() {
+            match weight {
+                Some(weight) => rollout.close_with_weight(weight).unwrap(),
+                None => rollout.close(),
+            }
         }
         running.tree.borrow_mut().close(running.text);
         self.problems[running.problem].close(running.serial, weight);
@@ -320,7 +372,14 @@ impl World {
         tally.note(Kind::Draft);
         let running = &self.running[which];
         self.say(|| format!("{}: draft", running.serial));
-        let draft = running.rollout.draft(&wanted.options()).unwrap();
+        let options = wanted.options();
+        let draft = running.rollout.draft(&options).unwrap();
+        if let Some(twin) = &running.twin {
+            tally.note(Kind::Informed);
+            twin::check_form(&draft, &options);
+            assert_eq!(draft, twin.draft(&options).unwrap(), "twins");
+            return;
+        }
         let model = running.tree.borrow();
         assert_same(
             &draft,
@@ -335,7 +394,15 @@ impl World {
         };
         tally.note(Kind::Draft);
         self.say(|| format!("problem {key}: draft after {text:?}"));
-        let draft = tree.draft(text, &wanted.options()).unwrap();
+        let options = wanted.options();
+        let draft = tree.draft(text, &options).unwrap();
+        if let Some(twin) = &self.twin {
+            tally.note(Kind::Informed);
+            twin::check_form(&draft, &options);
+            let twin = twin.tree(key as u64).unwrap();
+            assert_eq!(draft, twin.draft(text, &options).unwrap(), "twins");
+            return;
+        }
         let model = self.problems[key].tree.borrow();
         assert_same(
             &draft,
@@ -348,7 +415,9 @@ impl World {
         tally.note(Kind::Advance);
         self.generation += 1;
         self.say(|| format!("advance to {}", self.generation));
-        assert_eq!(self.history.advance(), self.generation);
+        for history in [&self.history].into_iter().chain(&self.twin) {
+            assert_eq!(history.advance(), self.generation);
+        }
         self.problems.iter_mut().for_each(Problem::turn);
         self.check_stats();
     }
@@ -359,6 +428,10 @@ impl World {
         self.say(|| "save and load".into());
         let file = scratch_file();
         self.history.save(&file).unwrap();
+        if let Some(history) = &mut self.twin {
+            twin::check_learned(history, &file, self.settings.alphabet as u32);
+            *history = RolloutHistory::load(&file, |_| {}).unwrap();
+        }
         self.history = RolloutHistory::load(&file, |_| {}).unwrap();
         std::fs::remove_file(&file).unwrap();
         self.running.clear();
@@ -389,13 +462,20 @@ impl World {
     }
 }
 
+impl Running {
+    /// The rollout and its twin.
+    fn both(&self) -> impl Iterator<Item = &Sequence> {
+        [&self.rollout].into_iter().chain(&self.twin)
+    }
+}
+
 impl Wanted {
     fn options(&self) -> DraftOptions {
         DraftOptions {
             max_nodes: self.nodes,
             min_probability: self.floor,
             shape: self.shape,
-            ..DraftOptions::default()
+            coupling: self.coupling,
         }
     }
 

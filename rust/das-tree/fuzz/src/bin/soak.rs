@@ -175,6 +175,8 @@ fn report(run: &Run, settings: &Settings, seconds: f64) -> String {
         ("integrity", Kind::Integrity),
         ("step", Kind::Step),
         ("latest", Kind::Latest),
+        ("reject", Kind::Reject),
+        ("informed", Kind::Informed),
     ];
     let kinds: Vec<String> = kinds
         .iter()
