@@ -6,18 +6,21 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from . import data, peers, report
 
-STRUCTURES = ("das", "das-history", "arctic", "ngram")
+STRUCTURES = ("das", "das-history", "das-counts", "arctic", "ngram")
 TOKENS = (100_000, 1_000_000, 5_000_000)
 CASES = {"1": 1, "2": 2, "expiry": 2, "snapshot": 1}
 """What is measured, and by how many threads: appends and drafts by one or two, expiry beside drafts, a file."""
 NGRAM_TOKENS = 1_000_000
 """Beyond this the n-gram corpus is not measured: its pool of nodes is full, and what it stores it loses again."""
+ARCTIC_TOKENS = 1_000_000
+"""Beyond this ArcticInference is measured once, on one thread: it takes a minute and more each time."""
 ABLE = {"expiry": ("das-history", "arctic"), "snapshot": ("das-history",)}
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +43,8 @@ class Case:
         """Why it is not measured."""
         if self.structure == "ngram" and self.tokens > NGRAM_TOKENS:
             return "its pool of nodes is full"
+        if self.structure == "arctic" and self.tokens > ARCTIC_TOKENS and (self.case, self.threads) != ("drafts", 1):
+            return "it is slow: measured on one thread only"
         if self.structure not in ABLE.get(self.case, STRUCTURES):
             return "it cannot do that"
         return None
@@ -67,10 +72,20 @@ def options() -> argparse.Namespace:
     parser.add_argument("--structures", type=names(STRUCTURES), default=list(STRUCTURES), metavar="NAME,...")
     parser.add_argument("--cases", type=names(tuple(CASES)), default=list(CASES), metavar="1,2,expiry,snapshot")
     parser.add_argument("--traces", metavar="DIR", help="recorded rollouts (.npz); without it there is no trace data")
-    parser.add_argument("--json", metavar="FILE", help="write machine, settings and results")
+    parser.add_argument("--json", metavar="FILE", help="write machine, settings and results, after each case")
+    parser.add_argument("--resume", action="store_true", help="go on from what the JSON file has")
     parser.add_argument("--note", metavar="TEXT", help="written into the JSON file, for whoever reads it")
     parser.add_argument("--plot", metavar="FILE", help="draw them (needs matplotlib; .svg or .png)")
-    return parser.parse_args()
+    chosen = parser.parse_args()
+    if chosen.resume and not chosen.json:
+        parser.error("--resume needs --json FILE")
+    return chosen
+
+
+def earlier(file: Path) -> dict[Case, dict[str, Any]]:
+    """The results that a file has."""
+    rows = json.loads(file.read_text())["results"] if file.exists() else []
+    return {Case(**{field.name: row[field.name] for field in fields(Case)}): row for row in rows}
 
 
 def run(case: Case, traces: str | None) -> dict[str, Any]:
@@ -103,12 +118,17 @@ def main() -> int:
         for tokens in chosen.tokens
         for structure in chosen.structures
     ]
-    results, left_out = [], []
+    known = earlier(Path(chosen.json)) if chosen.resume else {}
+    results, left_out = list(known.values()), []
+    start = time.monotonic()
     for number, case in enumerate(cases, 1):
         if case.skipped:
             left_out.append(asdict(case) | {"reason": case.skipped})
             continue
-        print(f"[{number}/{len(cases)}] {case}", file=sys.stderr, flush=True)
+        if case in known:
+            continue
+        minutes = (time.monotonic() - start) / 60
+        print(f"[{number}/{len(cases)}, {minutes:.0f} min] {case}", file=sys.stderr, flush=True)
         try:
             results.append(run(case, chosen.traces))
         except RuntimeError as error:

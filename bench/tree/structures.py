@@ -43,6 +43,8 @@ def make(name: str, tokens: int) -> Structure:
             return Das()
         case "das-history":
             return DasHistory()
+        case "das-counts":
+            return DasHistory(learns=False)
         case "arctic":
             return Arctic()
         case "ngram":
@@ -91,13 +93,13 @@ class Das:
 
 
 class DasHistory(Das):
-    """`RolloutHistory`: a tree for each problem, as in the engine."""
+    """`RolloutHistory`: a tree for each problem, as in the engine; or drafting from counts alone, as the peers do."""
 
-    def __init__(self, window: int = 16) -> None:
+    def __init__(self, window: int = 16, learns: bool = True) -> None:
         super().__init__()
         import sglang_das
 
-        self.history = sglang_das.RolloutHistory(window=window, max_bytes=1 << 40)
+        self.history = sglang_das.RolloutHistory(window=window, max_bytes=1 << 40, soft=learns, shared=learns)
 
     def _sequence(self, problem: int) -> Any:
         return self.history.rollout(problem)

@@ -106,8 +106,11 @@ def time_steps(structure: structures.Structure, live: Live, count: int, steps: i
 
 def measure(name: str, workload: data.Workload, threads: int) -> dict[str, Any]:
     """The figures of one case. With two threads both store halves of the rollouts, and later one stores more while the
-    other drafts.
+    other drafts; then the native helpers take part in the engine steps, as far as there are cores. With one, ours are
+    held to one core, or the helpers would not be idle.
     """
+    if threads == 1 and name.startswith("das"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     numbers = range(len(workload.stored))
     before = resident()
     structure = structures.make(name, workload.tokens)
