@@ -302,10 +302,10 @@ def step(
     beyond it hold token 0, parent -1 and probability 0. `ids` and `probabilities` are what the target knew of each of
     `tokens`, as in `Sequence.append`. Of prompts longer than 4096 tokens a step takes in a part; until all of it is in,
     drafts draw on what is. `coupling`, `seeds` and `positions` [n] are as in `Sequence.draft`, 0 where not given; seeds
-    and positions are needed where the coupling is 2. Arrays are read where they are, if they are contiguous and of a type
-    with nothing to convert (int32 for tokens and ids, uint8 for probabilities, any listed one for what has an entry per
-    sequence), so none must change before the call returns. If an argument is invalid or a sequence closed, ValueError or
-    TypeError, and nothing is appended.
+    and positions are needed where the coupling is 2. Arrays are read where they are, if they are contiguous and nothing
+    is to be converted (int32 for tokens and ids, uint8 for probabilities, any listed type for what has an entry per
+    sequence), so none must change before the call returns. If an argument is invalid or a sequence closed, ValueError
+    or TypeError, and nothing is appended.
     """
 
 # --- The CPU engine (rust/das-cpu) ---
