@@ -12,8 +12,9 @@ from typing import Any
 
 from . import report
 from .oracle import oracles
+from .recordings import recorded
 from .simulation import COSTS, PolicyArm, simulate
-from .workloads import Epoch, Workload, recorded
+from .workloads import Epoch, Workload
 
 ARMS = ("das", "das-classes", "das-budget", "das-printed", "unlimited", "fixed:1", "fixed:3")
 BATCHES = (1, 8, 32, 128, 256)
@@ -67,14 +68,14 @@ def options() -> argparse.Namespace:
 
 
 @cache
-def _recorded(files: tuple[Path, ...]) -> list[Epoch]:
-    return recorded(files)
+def _recorded(files: tuple[Path, ...], slots: int) -> list[Epoch]:
+    return recorded(files, slots)
 
 
 def epochs_of(case: Case, recordings: list[Path], seed: int) -> list[Epoch]:
     """The epochs of a case: the first is cold."""
     if case.lengths == "recorded":
-        return [epoch.first(QUEUE * case.batch) for epoch in _recorded(tuple(recordings))]
+        return [epoch.first(QUEUE * case.batch) for epoch in _recorded(tuple(recordings), case.batch)]
     workload = WORKLOADS[case.lengths].sized(case.batch)
     return workload.epochs(EPOCHS, seed)
 

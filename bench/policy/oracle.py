@@ -15,11 +15,10 @@ or not. As no price is exact there, :func:`oracles` gives several, of which the 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from sglang_das.policy import WidthChoice
 from sglang_das.policy.config import PolicyConfig
 
-from .simulation import Arm, Cost
+from .simulation import Arm, Cost, Kept
 from .workloads import NODES, Epoch, Floats, Ints, Paths
 
 _THETAS = np.append(np.geomspace(0.004, 0.98, 15), 1.01).astype(np.float32)  # the last: no drafts
@@ -74,7 +73,7 @@ class Oracle:
         """Plan anew."""
         self._age = 0
 
-    def learn(self, path: Paths, choice: WidthChoice, agreed: npt.NDArray[np.int32], seconds: float) -> None:
+    def learn(self, path: Paths, choice: WidthChoice, kept: Kept, seconds: float) -> None:
         """There is nothing to learn."""
 
     def choose(self, batch: Ints, done: Ints, waiting: int, path: Paths) -> WidthChoice:

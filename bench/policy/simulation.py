@@ -15,6 +15,8 @@ from sglang_das.policy import Policy, PolicyConfig, WidthChoice
 
 from .workloads import NODES, Epoch, Ints, Paths
 
+Kept = npt.NDArray[np.bool_]
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -64,8 +66,8 @@ class Arm(Protocol):
     def choose(self, batch: Ints, done: Ints, waiting: int, path: Paths) -> WidthChoice:
         """The nodes to verify, of drafts of claimed `path` [n, NODES]."""
 
-    def learn(self, path: Paths, choice: WidthChoice, agreed: npt.NDArray[np.int32], seconds: float) -> None:
-        """What the step came to: nodes agreed, of those verified, and the time measured."""
+    def learn(self, path: Paths, choice: WidthChoice, kept: Kept, seconds: float) -> None:
+        """What the step came to: which of the nodes verified were kept, [n, NODES], and the time measured."""
 
     def end(self, rollout: int, length: int) -> None:
         """A rollout is over."""
@@ -90,11 +92,11 @@ class PolicyArm:
         proposed = np.minimum((path >= np.maximum(plan.floor, 1e-6)[:, None]).sum(axis=1), plan.max_drafts)
         return self.policy.width(path, proposed.astype(np.int32), plan)
 
-    def learn(self, path: Paths, choice: WidthChoice, agreed: npt.NDArray[np.int32], seconds: float) -> None:
+    def learn(self, path: Paths, choice: WidthChoice, kept: Kept, seconds: float) -> None:
         """Tell the policy."""
-        requests, drafted = len(agreed), int(choice.drafts.sum())
-        self.policy.observe_step(requests, choice.width, seconds, drafted, int(agreed.sum()))
-        self.policy.observe_drafts(path, choice.drafts, agreed + np.int32(1))
+        drafted, emitted = int(choice.drafts.sum()), kept.sum(axis=1, dtype=np.int32) + np.int32(1)
+        self.policy.observe_step(len(kept), choice.width, seconds, drafted, int(kept.sum()))
+        self.policy.observe_drafts(path, choice.drafts, emitted, kept)
 
     def end(self, rollout: int, length: int) -> None:
         """Close it."""
@@ -156,19 +158,20 @@ def _epoch(arm: Arm, epoch: Epoch, slots: int, cost: Cost, noise: Noise, rng: np
         at = epoch.begins[batch] + done[batch]
         path = epoch.path[at]
         choice = arm.choose(batch, done[batch], count - admitted, path)
-        agreed = np.minimum(epoch.agreed[at], choice.drafts)
+        kept = (np.diff(epoch.accepted[at], axis=1) > 0) & (np.arange(NODES) < choice.drafts[:, None])
+        accepted = kept.sum(axis=1)
         drafted = int(choice.drafts.sum())
         rows = len(batch) + drafted if arm.packed else len(batch) * choice.width
         seconds = cost(len(batch), rows)
-        arm.learn(path, choice, agreed, noise(seconds, rng))
-        emitted = np.minimum(agreed + 1, epoch.lengths[batch] - done[batch])
+        arm.learn(path, choice, kept, noise(seconds, rng))
+        emitted = np.minimum(accepted + 1, epoch.lengths[batch] - done[batch])
         done[batch] += emitted
         outcome.makespan += seconds
         outcome.steps += 1
         outcome.tokens += int(emitted.sum())
         outcome.request_steps += len(batch)
         outcome.drafted += drafted
-        outcome.accepted += int(agreed.sum())
+        outcome.accepted += int(accepted.sum())
         over = done[batch] >= epoch.lengths[batch]
         if over.any():
             for which in batch[over].tolist():

@@ -1,25 +1,21 @@
 """Epochs to simulate: how long rollouts are, and at every token what a drafter would have said and how far it is right.
 
-All arms decode the same texts and see the same drafts, so they differ only in how they spend the time. A draft is a
-chain of up to :data:`NODES` tokens; its path probabilities are what the drafter claims.
+All arms decode the same texts and see the same drafts, so they differ only in how they spend the time. A draft has up
+to :data:`NODES` nodes, best first, parents before children; its path probabilities are what the drafter claims.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sglang_das import RolloutHistory, Sequence
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Paths = npt.NDArray[np.float32]
+Accepted = npt.NDArray[np.int8]
 
 NODES = 15
 
@@ -36,8 +32,8 @@ class Epoch:
     """`max_new_tokens` of all."""
     path: Paths
     """Claimed path probabilities of the draft at every token, one rollout after the other, [tokens, NODES]."""
-    agreed: npt.NDArray[np.int32]
-    """How many nodes of that draft are right, [tokens]."""
+    accepted: Accepted
+    """How many tokens are accepted if the first 0, 1, ... NODES nodes of it are verified, [tokens, NODES + 1]."""
     worth: Paths
     """What the path probabilities are really worth, [tokens, NODES]: for the oracle only."""
 
@@ -50,7 +46,13 @@ class Epoch:
         """Its first rollouts only."""
         tokens = int(self.lengths[:count].sum())
         rollouts = self.problem[:count], self.lengths[:count]
-        return Epoch(*rollouts, self.cap, self.path[:tokens], self.agreed[:tokens], self.worth[:tokens])
+        return Epoch(*rollouts, self.cap, self.path[:tokens], self.accepted[:tokens], self.worth[:tokens])
+
+
+def of_chains(agreed: Ints) -> Accepted:
+    """`Epoch.accepted` of chains whose first `agreed` nodes are right, [tokens]."""
+    accepted: Accepted = np.minimum(np.arange(NODES + 1), agreed[:, None]).astype(np.int8)
+    return accepted
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Workload:
             for p, length in zip(problem, lengths, strict=True)
         ]
         path, agreed, worth = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        return Epoch(problem, lengths, self.cap, path, agreed, worth)
+        return Epoch(problem, lengths, self.cap, path, of_chains(agreed), worth)
 
     def sized(self, rollouts: int) -> Workload:
         """As many rollouts, in groups of at most 16 of a problem."""
@@ -101,7 +103,7 @@ class Workload:
         """A cold epoch, half as predictable, and warm ones."""
         return [self.epoch(seed * 100 + i, warmth=1.0 if i else 0.5) for i in range(count)]
 
-    def _text(self, rng: np.random.Generator, tokens: int, share: float) -> tuple[Paths, npt.NDArray[np.int32], Paths]:
+    def _text(self, rng: np.random.Generator, tokens: int, share: float) -> tuple[Paths, Ints, Paths]:
         at = np.arange(tokens)
         begin = np.maximum.accumulate(np.where(rng.random(tokens) < 1.0 / self.stretch, at, 0))
         sure = (rng.random(tokens) < share)[begin]
@@ -112,61 +114,4 @@ class Workload:
         agreed = np.cumprod(ahead(right, NODES)[:-1], axis=1).sum(axis=1)
         worth = np.cumprod(ahead(chance, NODES)[:-1], axis=1)
         claimed = worth if self.overconfident == 1.0 else worth ** np.float32(1.0 / self.overconfident)
-        return claimed.astype(np.float32), agreed.astype(np.int32), worth
-
-
-def recorded(files: Iterable[Path]) -> list[Epoch]:
-    """Epochs of recorded rollouts, drafted for by the history that they themselves make.
-
-    Each file has a rollout a line: `epoch`, `problem`, `response` and, where known, `top_ids` and `top_probabilities`
-    of every token. Problems of different files are different ones. A rollout is drafted for at each of its tokens by
-    the history of the epochs before, its siblings submitted before it, and itself.
-    """
-    rollouts = [json.loads(line) | {"file": str(file)} for file in files for line in file.read_text().splitlines()]
-    key_of = {name: key for key, name in enumerate(dict.fromkeys((r["file"], r["problem"]) for r in rollouts))}
-    history = RolloutHistory()
-    cap = max(len(r["response"]) for r in rollouts) + 1
-    epochs = []
-    for epoch in sorted({r["epoch"] for r in rollouts}):
-        present = sorted((r for r in rollouts if r["epoch"] == epoch), key=lambda r: r["sample"])
-        problem = np.array([key_of[r["file"], r["problem"]] for r in present])
-        drafts = [_drafts(history.rollout(int(key), r["prompt"]), r) for key, r in zip(problem, present, strict=True)]
-        history.advance()
-        history.maintain()
-        path, agreed = (np.concatenate(arrays) for arrays in zip(*drafts, strict=True))
-        lengths = np.array([len(r["response"]) for r in present])
-        epochs.append(Epoch(problem, lengths, cap, path, agreed, _worth(path, agreed)))
-    return epochs
-
-
-def _drafts(sequence: Sequence, rollout: dict[str, Any]) -> tuple[Paths, npt.NDArray[np.int32]]:
-    """Chains drafted at every token of a rollout, and how many of their nodes agree with it."""
-    response = np.array(rollout["response"], np.int32)
-    path, agreed = np.zeros((len(response), NODES), np.float32), np.zeros(len(response), np.int32)
-    for at in range(len(response)):
-        draft = sequence.draft(NODES, 0.01, "chain")
-        nodes = len(draft)
-        path[at, :nodes] = draft.probabilities
-        matching = draft.tokens[: len(response) - at] == response[at : at + nodes]
-        agreed[at] = int(np.cumprod(matching).sum())
-        sequence.append(response[at : at + 1], **_known(rollout, at))
-    sequence.close()
-    return path, agreed
-
-
-def _known(rollout: dict[str, Any], at: int) -> dict[str, Any]:
-    if "top_ids" not in rollout:
-        return {}
-    ids, probabilities = rollout["top_ids"][at], rollout["top_probabilities"][at]
-    return {"ids": np.array([ids]), "probabilities": np.clip(np.array([probabilities], np.float32), 0.0, 1.0)}
-
-
-def _worth(path: Paths, agreed: npt.NDArray[np.int32]) -> Paths:
-    """Path probabilities as the frequencies with which nodes of about that probability agreed, by hindsight."""
-    right = np.arange(NODES) < agreed[:, None]
-    edges = np.linspace(0.0, 1.0, 33)
-    at = np.digitize(path, edges[1:-1])
-    drafted = path > 0.0
-    hits = np.bincount(at[drafted], right[drafted], minlength=32)
-    worth = np.maximum.accumulate(hits / np.maximum(np.bincount(at[drafted], minlength=32), 1))
-    return np.where(drafted, worth[at], 0.0).astype(np.float32)
+        return claimed.astype(np.float32), agreed, worth

@@ -9,7 +9,7 @@ import pytest
 
 from bench.policy.oracle import oracles
 from bench.policy.simulation import COSTS, Cost, Noise, PolicyArm, simulate
-from bench.policy.workloads import NODES, Epoch, Workload
+from bench.policy.workloads import NODES, Epoch, Workload, of_chains
 
 CPU = Cost.line(0.060, 0.0015)
 QUEUED = Workload(problems=8, samples=8, median=120, spread_of_problems=0.5, spread=0.5, cap=1024)
@@ -77,6 +77,6 @@ def test_the_simulation_emits_every_token_once_and_knows_what_plain_decoding_tak
 def test_a_draft_that_is_always_right_takes_as_many_steps_as_it_must():
     lengths = np.array([160, 80])
     sure = np.ones((240, NODES), np.float32)
-    epoch = Epoch(np.zeros(2, np.int64), lengths, 200, sure, np.full(240, NODES, np.int32), sure)
+    epoch = Epoch(np.zeros(2, np.int64), lengths, 200, sure, of_chains(np.full(240, NODES)), sure)
     (outcome,) = simulate(PolicyArm("unlimited"), [epoch], 2, CPU)
     assert outcome.steps == 160 / (NODES + 1)
