@@ -1,11 +1,22 @@
 """The arithmetic of the report."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 from sglang_das.demo.client import Rollout
-from sglang_das.demo.report import GREEDY, Comparison, Difference, EpochRow, epoch_row, lengths, warm_ratio
+from sglang_das.demo.report import (
+    GREEDY,
+    Comparison,
+    Difference,
+    EpochRow,
+    Report,
+    best_ngram,
+    epoch_row,
+    lengths,
+    warm_ratio,
+)
 from sglang_das.screen import Screen
 
 
@@ -46,6 +57,24 @@ def test_warm_ratio_compares_the_sums_after_the_first_epoch():
     ]
     assert warm_ratio(rows, "das") == pytest.approx(30 / 40)
     assert warm_ratio(rows[:2], "das") is None
+
+
+def test_ours_is_set_beside_the_best_of_the_ngram_widths(tmp_path):
+    arms = {"plain": 40, "ngram:3": 30, "ngram:5": 25, "ngram:9": 28, "das": 20}
+    rows = [row(epoch, arm, 1 if epoch == 1 else makespan) for epoch in (1, 2, 3) for arm, makespan in arms.items()]
+    rows[2] = row(1, "ngram:5", 1000)  # the cold epoch does not count
+    assert best_ngram(rows) == "ngram:5"
+    assert best_ngram([row(2, "das", 1)]) is None
+    output = io.StringIO()
+    report = Report(
+        {"arms": list(arms), "rollouts_per_epoch": 2, "slots": 1}, rows, lengths([rollout([1])]), Comparison()
+    )
+    report.show(Screen(Console(file=output, highlight=False, width=200)))
+    assert "makespan with das is 0.500 of plain, 50.0% shorter" in output.getvalue()
+    assert "das is 0.800 of that with ngram:5, the best of SGLang's n-gram drafts, 20.0% shorter" in output.getvalue()
+    report.write(tmp_path / "report.json")
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert (written["best_ngram"], written["warm_ratio_to_best_ngram"]) == ("ngram:5", {"das": 0.8})
 
 
 def test_the_comparison_finds_the_first_differing_token():

@@ -112,13 +112,20 @@ def _differences(arm: str, epoch: int, plain: Sequence[Rollout], other: Sequence
             yield Difference(arm, epoch, got.prompt, got.sample, position)
 
 
-def warm_ratio(rows: Sequence[EpochRow], arm: str) -> float | None:
-    """Makespans of the epochs after the first, summed, relative to plain's; None if there are none to compare."""
+def warm_ratio(rows: Sequence[EpochRow], arm: str, than: str = "plain") -> float | None:
+    """Makespans of the epochs after the first, summed, relative to another arm's; None if there are none to compare."""
+    ours, theirs = _warm_makespan(rows, arm), _warm_makespan(rows, than)
+    return ours / theirs if ours and theirs else None
 
-    def total(name: str) -> float:
-        return sum(row.makespan_s for row in rows if row.arm == name and row.epoch > 1)
 
-    return total(arm) / total("plain") if total("plain") and total(arm) else None
+def best_ngram(rows: Sequence[EpochRow]) -> str | None:
+    """The arm of n-gram drafts, one for each width, with the least makespan over the epochs after the first."""
+    arms = dict.fromkeys(row.arm for row in rows if row.arm.startswith("ngram") and row.epoch > 1)
+    return min(arms, key=lambda arm: _warm_makespan(rows, arm), default=None)
+
+
+def _warm_makespan(rows: Sequence[EpochRow], arm: str) -> float:
+    return sum(row.makespan_s for row in rows if row.arm == arm and row.epoch > 1)
 
 
 def lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -154,6 +161,8 @@ class Report:
             "lengths": self.lengths,
             "differences": [asdict(difference) for difference in self.comparison.differences],
             "warm_ratio": {arm: warm_ratio(self.rows, arm) for arm in self.settings["arms"] if arm != "plain"},
+            "best_ngram": best_ngram(self.rows),
+            "warm_ratio_to_best_ngram": dict(self._beside_ngram()),
         }
         path.write_text(json.dumps(content, indent=2) + "\n")
 
@@ -167,8 +176,12 @@ class Report:
         )
         for arm in self.settings["arms"]:
             if arm != "plain" and (ratio := warm_ratio(self.rows, arm)):
-                change = f"{abs(1 - ratio):.1%} {'shorter' if ratio < 1 else 'longer'}"
-                screen.line(f"Warm epochs (all but the first): makespan with {arm} is {ratio:.3f} of plain, {change}.")
+                screen.line(
+                    f"Warm epochs (all but the first): makespan with {arm} is {ratio:.3f} of plain, {_change(ratio)}."
+                )
+        for arm, ratio in self._beside_ngram():
+            of = f"{best_ngram(self.rows)}, the best of SGLang's n-gram drafts"
+            screen.line(f"Warm epochs: makespan with {arm} is {ratio:.3f} of that with {of}, {_change(ratio)}.")
         compared, found = self.comparison.compared, self.comparison.differences
         if not compared:
             screen.line("Nothing was compared: that takes the arm 'plain' and another.")
@@ -181,6 +194,13 @@ class Report:
                 f"ROLLOUTS DIFFER: {len(found)} of {compared}. The first: {first.arm}, {kind}, "
                 f"prompt {first.prompt}, sample {first.sample}, from token {first.position} on."
             )
+
+    def _beside_ngram(self) -> Iterator[tuple[str, float]]:
+        """Our arms, and their warm makespan relative to the best of the n-gram arms."""
+        best = best_ngram(self.rows)
+        for arm in self.settings["arms"]:
+            if best and arm.startswith("das") and (ratio := warm_ratio(self.rows, arm, best)):
+                yield arm, ratio
 
     def _table(self) -> Table:
         table = Table(title=f"{self.settings['rollouts_per_epoch']} rollouts per epoch, {self.settings['slots']} slots")
@@ -214,6 +234,10 @@ class Report:
                 end_section=row.arm == self.settings["arms"][-1],
             )
         return table
+
+
+def _change(ratio: float) -> str:
+    return f"{abs(1 - ratio):.1%} {'shorter' if ratio < 1 else 'longer'}"
 
 
 def _cell(value: float | None, form: str) -> str:
