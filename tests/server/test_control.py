@@ -3,6 +3,7 @@
 import re
 import time
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -19,6 +20,7 @@ def test_every_request_says_what_was_drafted_for_it(servers):
     assert figures["length_class"] in ("short", "medium", "long")
     assert 1 <= figures["mean_width"] <= 16
     assert figures["not_drafted"] is None
+    assert re.fullmatch(r"(up to \d+|no) drafts\b.*", figures["why"]), figures["why"]
     assert meta["completion_tokens"] == 1 + figures["verify_steps"] + figures["accepted"]
     # The same under the engine's own names.
     assert meta["spec_verify_ct"] == figures["verify_steps"]
@@ -53,6 +55,18 @@ def test_server_info_adds_up(servers):
     assert state["avg_spec_accept_length"] >= 1
 
 
+def test_the_queue_is_known(servers):
+    """Three times as many requests as slots: some wait, as few as may, and in the end none."""
+    das = servers("das")
+    wanted = [body(prompt, temperature=0.8, seed=1, max_new_tokens=200) for prompt in prompts(24, seed=12)]
+    with ThreadPoolExecutor(1) as pool:
+        answers = pool.submit(das.generate, wanted, at_once=24)
+        waiting = [das.das()["waiting"] for _ in iter(answers.done, True)]
+    assert 0 < max(waiting) <= 16
+    das.generate(wanted[:1])
+    assert das.das()["waiting"] == 0
+
+
 def test_the_log_says_what_is_on(servers):
     das = servers("das")
     das.generate([body(prompts(1, seed=9)[0], temperature=0)])
@@ -66,7 +80,8 @@ def test_the_log_tells_now_and_then_how_it_goes(servers):
         das.generate([body(prompt, temperature=0.8, seed=i) for i, prompt in enumerate(prompts(8, seed=9))])
         time.sleep(0.6)
     assert re.search(
-        r"DAS on: [\d.]+ tokens per step, \d+ of \d+ drafts accepted, mean width [\d.]+, drafting [\d.]+ ms of CPU",
+        r"DAS on: [\d.]+ tokens per step, \d+ of \d+ drafts accepted, mean width [\d.]+, drafting [\d.]+ ms of "
+        r"CPU a step. The longest rollout: (up to \d+|no) drafts\b.*",
         das.log_text(),
     )
 
@@ -91,6 +106,7 @@ def test_a_request_can_ask_for_no_drafts(servers):
     figures = das.generate([request])[0]["meta_info"]["das"]
     assert figures["proposed"] == 0
     assert figures["not_drafted"] == "asked for none"
+    assert figures["why"] == "no drafts: asked for none"
 
 
 def test_a_request_can_name_its_problem(servers):

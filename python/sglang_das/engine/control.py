@@ -1,5 +1,5 @@
-"""Where DAS shows itself in the engine and hears from it: server info, per-request figures, weight updates, run-time
-switch.
+"""Where DAS shows itself in the engine and hears from it: server info, per-request figures, weight updates, the queue,
+run-time switch.
 
 The engine has no extension point for these, so a few of its methods are wrapped, in the scheduler's process when the
 worker is made, `correct_figures` in the tokenizer's. `compat` lists and checks them.
@@ -38,6 +38,7 @@ def _wrap_engine() -> None:
     _after(SchedulerWeightUpdaterManager, "record_weight_version_after_update", _hear_of_update)
     _after(SchedulerWeightUpdaterManager, "end_weight_update", _hear_of_session)
     _after(Scheduler, "send_abort_output", _hear_of_abort)
+    _after(Scheduler, "get_next_batch_to_run", _hear_of_queue)
     _after(SchedulerOutputStreamer, "is_request_level_customized_info_key", _is_request_figure)
 
 
@@ -113,6 +114,14 @@ def _hear_of_abort(result: Any, scheduler: Any, abort: Any, request: Any) -> Any
     del scheduler, abort
     if _worker is not None:
         _worker.on_abort(request)
+    return result
+
+
+def _hear_of_queue(result: Any, scheduler: Any, *arguments: Any, **named: Any) -> Any:
+    """A batch was chosen; so many requests were not in it."""
+    del arguments, named
+    if _worker is not None:
+        _worker.on_queue(len(scheduler.waiting_queue))
     return result
 
 

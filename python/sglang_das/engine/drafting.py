@@ -93,12 +93,15 @@ class Drafter:
         self._updates_announced = False
         self._steps = 0
 
-    def propose(self, requests: list[Any], *, noise_by_rank: bool = False) -> tuple[Drafts, list[Rollout | None]]:
+    def propose(
+        self, requests: list[Any], *, noise_by_rank: bool = False, waiting: int | None = None
+    ) -> tuple[Drafts, list[Rollout | None]]:
         """Learn what the requests emitted since the last step, and draft for this one.
 
         Args:
             requests: the batch's requests, in its order.
             noise_by_rank: the batch makes the sampler key its noise by rank, so that none is known.
+            waiting: requests queued for a place in the batch; None if that is not known.
 
         Returns:
             Drafts of the chosen width for all requests, and the requests' rollouts (None where there is none).
@@ -111,7 +114,7 @@ class Drafter:
             return Drafts.none(len(requests)), rollouts
         rows = np.array([rollout.row for rollout in live], np.int64)
         generated = np.array([len(rollout.continued) + len(rollout.request.output_ids) for rollout in live], np.int32)
-        plan = self.policy.plan(rows, generated)
+        plan = self.policy.plan(rows, generated, waiting)
         for rollout, length_class in zip(live, plan.length_class.tolist(), strict=True):
             rollout.length_class = length_class
         max_nodes = np.minimum(plan.max_drafts, _room(live)).clip(0, self._max_nodes).astype(np.int32)
@@ -300,13 +303,23 @@ class Drafter:
         outcome = type(request.finished_reason).__name__
         natural = outcome not in ("FINISH_ABORT", "FINISH_LENGTH", "NoneType")
         emitted = np.concatenate([rollout.continued, output])
+        figures = {**_figures(rollout), "why": self._why(rollout)}
         self.policy.close(rollout.row, len(emitted), finished=natural or outcome == "FINISH_LENGTH")
         self._emitted_since_version = True
-        _say(request, _figures(rollout))
+        _say(request, figures)
         if natural:
             rollout.sequence.close()
             return
         rollout.problem.suspended.append(Suspended(emitted, rollout.sequence, self._version))
+
+    def _why(self, rollout: Rollout) -> str | None:
+        """Why a rollout had the budget it had in its last step, if that was the batch's last."""
+        if rollout.no_drafts:
+            return f"no drafts: {rollout.no_drafts}"
+        try:
+            return self.policy.explain(rollout.row, brief=True)
+        except ValueError:
+            return None
 
     def _sweep(self, requests: list[Any]) -> None:
         """End rollouts whose request finished without being announced."""

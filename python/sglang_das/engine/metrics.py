@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +52,8 @@ class PeriodicLog:
         self._next = time.monotonic() + interval_s
         self._last = Counters()
 
-    def maybe(self, counters: Counters, state: str) -> None:
-        """Write the line if it is due."""
+    def maybe(self, counters: Counters, state: str, why: Callable[[], str | None]) -> None:
+        """Write the line if it is due; `why` says why the longest rollout has its budget."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -62,7 +63,7 @@ class PeriodicLog:
             drafted, accepted = counters.drafted - self._last.drafted, counters.accepted - self._last.accepted
             logger.info(
                 "DAS %s: %.2f tokens per step, %d of %d drafts accepted, mean width %.1f, "
-                "drafting %.2f ms of CPU a step",
+                "drafting %.2f ms of CPU a step. The longest rollout: %s",
                 state,
                 1 + accepted / steps,
                 accepted,
@@ -71,5 +72,6 @@ class PeriodicLog:
                 1e3
                 * (counters.draft_cpu_s - self._last.draft_cpu_s)
                 / max(counters.verify_steps - self._last.verify_steps, 1),
+                why() or "not drafted for by the policy",
             )
         self._last = dataclasses.replace(counters)

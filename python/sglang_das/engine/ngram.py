@@ -31,9 +31,11 @@ class NgramDrafter(Drafter):
             max_trie_depth=_DEPTH, max_bfs_breadth=_BREADTH, draft_token_num=max_width, capacity=_CAPACITY
         )
 
-    def propose(self, requests: list[Any], *, noise_by_rank: bool = False) -> tuple[Drafts, list[Rollout | None]]:
+    def propose(
+        self, requests: list[Any], *, noise_by_rank: bool = False, waiting: int | None = None
+    ) -> tuple[Drafts, list[Rollout | None]]:
         """Insert what the requests have emitted, and draft for each."""
-        del noise_by_rank
+        del noise_by_rank, waiting
         tails = [_tail(request) for request in requests]
         self._corpus.batch_put(tails)
         self._corpus.synchronize()

@@ -86,6 +86,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             prepare(self.model_runner.sampler)
         self._log = PeriodicLog(self.config.log_interval_s)
         self._step_clock = _StepClock()
+        self._waiting: int | None = None
         self.off_reason: str | None = None if self.config.enabled else "switched off by configuration"
         self._failed = False
         control.attach(self)
@@ -112,7 +113,8 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
     def describe(self) -> dict[str, Any]:
         """Counters and state as plain values, for `/server_info`."""
         state = self._guarded("reporting", self.drafter.describe) or {}
-        return {"state": self.state, **self.counters.describe(), "settings": self.config.describe(), **state}
+        facts = {"state": self.state, "waiting": self._waiting or 0, "settings": self.config.describe()}
+        return {**facts, **self.counters.describe(), **state}
 
     def init_cuda_graphs(self) -> None:
         """Called after the engine has made its own attention backend and graphs, for the maximum width."""
@@ -131,6 +133,10 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
     def on_abort(self, request: Any) -> None:
         """A request was aborted while it waited in the queue, perhaps after a retraction."""
         self._guarded("learning", lambda: self.drafter.finish(request.rid))
+
+    def on_queue(self, waiting: int) -> None:
+        """So many requests wait for a place in the batch. None says little: a client may hold back the next ones."""
+        self._waiting = waiting or None
 
     def note_request_finished(self, *, rid: str, natural_stop: bool) -> None:
         """A request ended in a decode result."""
@@ -294,7 +300,10 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             self._observe_step_time(requests)
             proposed = None
             if self.off_reason is None:
-                proposed = self._guarded("drafting", lambda: self.drafter.propose(requests, noise_by_rank=by_rank))
+                proposed = self._guarded(
+                    "drafting",
+                    lambda: self.drafter.propose(requests, noise_by_rank=by_rank, waiting=self._waiting),
+                )
         drafts, rollouts = proposed if proposed is not None else (Drafts.none(len(requests)), nothing)
         drafts, masks = self._constrain(self._ranks.agree_on_drafts(drafts), batch)
         drafts = drafts.widen(self._widths.fit(drafts.width))
@@ -318,7 +327,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         self._step_clock.accepted(int(accept_lens.sum()) - len(accept_lens))
         with self._cpu_time():
             self._guarded("policy", lambda: self.drafter.observe(drafts, rollouts, accept_lens, matched.accepted()))
-        self._log.maybe(self.counters, self.state)
+        self._log.maybe(self.counters, self.state, lambda: self._guarded("reporting", self.drafter.policy.why))
 
     def _learn(
         self,

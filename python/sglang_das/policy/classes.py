@@ -161,6 +161,15 @@ class LengthModel:
         lasting = self._shape_at((so_far + ahead) / mean) / self._shape_at(so_far / mean)
         return np.where(ahead < self.left(rows)[:, None], lasting, 0.0)
 
+    def longest_allowed(self, rows: Ints) -> int:
+        """The greatest ``max_new_tokens`` among the rows."""
+        return int(self._cap[rows].max())
+
+    def unknown_beyond(self, ahead: Floats, max_new_tokens: int) -> Floats:
+        """P(a rollout of which nothing is known generates more than this many tokens), elementwise."""
+        lasting: Floats = np.where(ahead < max_new_tokens, self._shape_at(ahead / self._mean), 0.0)
+        return lasting
+
     def evidence(self, rows: Ints) -> Floats:
         """How far, of one, what is expected of each row rests on its own problem: float64 [n]."""
         evidence: Floats = self._evidence[rows]

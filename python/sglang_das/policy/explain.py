@@ -35,10 +35,11 @@ class Reasons:
 
 def sentence(why: Reasons) -> str:
     """The reasons in words."""
-    return f"{_budget(why)}; {_step(why)}"
+    return f"{budget(why)}; {_step(why)}"
 
 
-def _budget(why: Reasons) -> str:
+def budget(why: Reasons) -> str:
+    """Why the request might draft as much as it might."""
     name = CLASS_NAMES[why.length_class].capitalize()
     lasts = f"{name}, about {why.expected:.0f} of at most {why.left} tokens to go"
     if why.arm == "off":

@@ -23,7 +23,7 @@ from .budget import StepBudgets
 from .calibration import Calibration
 from .classes import LONG, MEDIUM, SHORT, LengthModel
 from .config import PolicyConfig
-from .explain import Reasons, sentence
+from .explain import Reasons, budget, sentence
 from .latency import LatencyModel
 from .pace import Pace
 from .profile import measured_steps
@@ -257,8 +257,10 @@ class Policy:
         if self._last is not None and len(self._last[0].rows) == requests:
             self._pace.observe(self._last[0].rows, accept_lens)
 
-    def explain(self, row: int) -> str:
+    def explain(self, row: int, *, brief: bool = False) -> str:
         """Why a live request had the budget it had in the last step, in a sentence.
+
+        ``brief`` leaves out what the step as a whole verified.
 
         Raises:
             ValueError: the row was not part of the last step.
@@ -268,7 +270,8 @@ class Policy:
         if self._last is None or not len(found):
             raise ValueError(f"policy: row {row} was not in the last step; ask for one of {rows.tolist()}")
         (plan, choice), at, requests = self._last, int(found[0]), len(rows)
-        return sentence(
+        say = budget if brief else sentence
+        return say(
             Reasons(
                 arm=self.config.arm,
                 length_class=int(plan.length_class[at]),
@@ -306,11 +309,11 @@ class Policy:
             "measured_gain": self._switch.gain,
             "times_off": self._switch.rests,
             "steps_off": self._plans_off,
-            "why": self._why(),
+            "why": self.why(),
         } | ({"measured": self.latency.table()} if self.config.arm == "sweep" else {})
 
-    def _why(self) -> str | None:
-        """Of the request that the batch is expected to wait for longest."""
+    def why(self) -> str | None:
+        """Why the request that the batch was expected to wait for longest had its budget; None before any step."""
         if self._last is None:
             return None
         rows = self._last[0].rows

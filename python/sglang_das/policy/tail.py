@@ -1,13 +1,16 @@
 """The tail: which of the live rollouts will the batch wait for.
 
-A rollout step ends with its slowest rollout. While others wait for a slot, every live rollout holds one up equally:
-a token saved anywhere is worth the same. Once nobody waits, only the last to finish counts. Its index is not known,
-but its probabilities are: with F_i(x) = P(remaining_i <= x), independent given what the length model knows,
+A rollout step ends with its slowest rollout. Once nobody waits for a slot, only the last to finish counts. Its index is
+not known, but its probabilities are: with F_i(x) = P(remaining_i <= x), independent given what the length model knows,
 
     P(i is last) = sum over x of (F_i(x) - F_i(x-)) prod_{j != i} F_j(x).
 
 They are the stochastic counterpart of the multipliers mu_i of arXiv 2511.13841, problem (6): those are positive for
 the requests that bind the makespan, zero for the others, and sum to c_base.
+
+While rollouts wait, whoever finishes holds up the one that takes its slot. F_i is then that of the slot: of the w that
+wait, one follows on each of the first w to finish, as long as any rollout of which nothing is known. With as many
+waiting as live, every slot is refilled: all hold up the queue equally, and a token saved anywhere is worth the same.
 """
 
 from __future__ import annotations
@@ -36,6 +39,22 @@ def last_to_finish(lasts_beyond: Floats) -> Floats:
     return chance / total if total > 1e-9 else even
 
 
+def with_followers(lasts_beyond: Floats, waiting: int, follower: Floats) -> Floats:
+    """P(slot i is busy beyond x_g), float64 [n, G], if the first ``waiting`` to finish are each followed by another.
+
+    Args:
+        lasts_beyond: P(remaining_i > x_g), float64 [n, G], zero at the last.
+        waiting: how many followers there are, below n.
+        follower: P(a follower lasts beyond x_g - x_h), float64 [G, G] by g and h; read for x_h <= x_g.
+    """
+    ends_here = np.column_stack((np.ones(len(lasts_beyond)), lasts_beyond[:, :-1])) - lasts_beyond
+    ended = ends_here.sum(axis=0)
+    before = np.cumsum(ended) - ended
+    followed = np.clip((waiting - before) / np.maximum(ended, 1e-12), 0.0, 1.0)  # share of those that end at x_h
+    busy: Floats = lasts_beyond + (ends_here * followed) @ np.tril(follower).T
+    return busy
+
+
 class Tail:
     """Share of the makespan that hangs on each live rollout, recomputed every few steps."""
 
@@ -48,24 +67,22 @@ class Tail:
         self._below_most = 0  # steps in a row with fewer
 
     def shares(self, rows: Ints, waiting: int | None, pace: Floats) -> Floats:
-        """P(row is last to finish), or even shares while rollouts wait for a slot: float64 [n], sums to one.
+        """P(the slot of a row is the last to be free), or even shares if all will be refilled: float64 [n], of sum one.
 
         ``pace`` float64 [n] is their tokens per step: of two as long, the slower is the last. ``waiting`` is the number
-        of rollouts in the queue. Without it, the queue is taken to be empty once a slot stays free for a few steps.
+        of rollouts in the queue. Without it, the queue is taken to be empty once a slot stays free for a few steps, and
+        to refill all of them before.
         """
         even: Floats = np.full(len(rows), 1.0 / max(len(rows), 1))
-        self._most = max(self._most, len(rows)) if len(rows) else 0
-        self._below_most = self._below_most + 1 if len(rows) < self._most else 0
-        draining = self._below_most >= 3 if waiting is None else waiting == 0
-        if not draining or not self._lengths.has_evidence or len(rows) < 2:
+        if waiting is None:
+            waiting = self._guess(len(rows))
+        if waiting >= len(rows) or not self._lengths.has_evidence or len(rows) < 2:
             self._age = 0
             return even
         if self._age == 0:
-            ahead = np.geomspace(1.0, max(2.0, float((self._lengths.left(rows) / pace).max())), _POINTS)
-            self._share = np.zeros(max(len(self._share), int(rows.max()) + 1))
             known = float(self._lengths.evidence(rows).mean())
-            last = last_to_finish(self._lengths.lasts_beyond(rows, ahead * pace[:, None]))
-            self._share[rows] = known * last + (1.0 - known) * even
+            self._share = np.zeros(max(len(self._share), int(rows.max()) + 1))
+            self._share[rows] = known * self._last(rows, waiting, pace) + (1.0 - known) * even
         self._age = (self._age + 1) % _STALE_AFTER
         if int(rows.max()) >= len(self._share):
             self._age = 0
@@ -73,3 +90,20 @@ class Tail:
         share: Floats = self._share[rows]
         total = float(share.sum())
         return share / total if total > 0.01 else even
+
+    def _guess(self, live: int) -> int:
+        """Rollouts that wait, to judge by slots that stay free."""
+        self._most = max(self._most, live) if live else 0
+        self._below_most = self._below_most + 1 if live < self._most else 0
+        return 0 if self._below_most >= 3 else live
+
+    def _last(self, rows: Ints, waiting: int, pace: Floats) -> Floats:
+        longest = float((self._lengths.left(rows) / pace).max())
+        if not waiting:
+            ahead = np.geomspace(1.0, max(2.0, longest), _POINTS)
+            return last_to_finish(self._lengths.lasts_beyond(rows, ahead * pace[:, None]))
+        common, cap = float(pace.mean()), self._lengths.longest_allowed(rows)
+        ahead = np.geomspace(1.0, max(2.0, longest + cap / common), _POINTS)
+        after = np.maximum(np.subtract.outer(ahead, ahead), 0.0) * common
+        alone = self._lengths.lasts_beyond(rows, ahead * pace[:, None])
+        return last_to_finish(with_followers(alone, waiting, self._lengths.unknown_beyond(after, cap)))
