@@ -1,10 +1,12 @@
 """What a play comes to, against sums written out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sglang_das.replay.control import FixedBudget, Latency
+from sglang_das.replay.control import ByPolicy, FixedBudget, Latency
 from sglang_das.replay.drafters import OURS, Das, Nobody
 from sglang_das.replay.figures import Figures, by_depth, calibration_error, reliability
 from sglang_das.replay.play import Played, play
@@ -17,11 +19,12 @@ LATENCY = Latency(base=1.0, per_request=0.0, per_row=0.0)
 def played_nodes(nodes):
     """A play of one request step a node, each with (probability, kept)."""
     n = len(nodes)
+    promised = np.array([[p] for p, _ in nodes], np.float32)
     return Played(
         epoch=np.zeros(n, np.int64), requests=np.ones(n, np.int64), draft_seconds=np.zeros(n), step_seconds=np.ones(n),
         rollout=np.zeros(n, np.int64), position=np.ones(n, np.int64), emitted=np.ones(n, np.int64),
         sizes=np.ones(n, np.int32), parents=np.full((n, 1), -1, np.int16),
-        probabilities=np.array([[p] for p, _ in nodes], np.float32), kept=np.array([[kept] for _, kept in nodes]),
+        probabilities=promised, believed=promised, kept=np.array([[kept] for _, kept in nodes]),
     )  # fmt: skip
 
 
@@ -105,3 +108,22 @@ def test_a_recording_of_single_tokens_has_nothing_to_step():
     played = play(trace, Das(trace, OURS["das"], 6), FixedBudget(6), 4, LATENCY)
     row = Figures(trace, False, plain).row("das", 6, 0.0, True, played)
     assert (row["tokens"], row["steps"], row["tokens_per_step"], row["ece"]) == (0, 0, 1.0, None)
+
+
+class Humble(Das):
+    """Claims less than its drafts are worth."""
+
+    def step(self, turn):
+        drafts = super().step(turn)
+        return replace(drafts, probabilities=drafts.probabilities**2)
+
+
+def test_the_policy_believes_what_drafts_have_been_worth(outcome):
+    trace, plain, _ = outcome
+    for control in (ByPolicy("das", 6, 60), FixedBudget(6)):
+        played = play(trace, Humble(trace, OURS["das"], 6), control, 4, Latency(1.0, 0.0, 0.001))
+        row = Figures(trace, cold=False, plain=plain).row("das", 6, 0.0, True, played)
+        if isinstance(control, ByPolicy):
+            assert row["ece_believed"] < 0.7 * row["ece"]
+        else:
+            assert row["ece_believed"] == row["ece"] > 0.05

@@ -45,6 +45,9 @@ class Control(Protocol):
     def choose(self, drafts: Drafts) -> Drafts:
         """What of the drafts is verified, at the width of the step."""
 
+    def believed(self, drafts: Drafts) -> NDArray[np.float32]:
+        """The path probabilities of the step's drafts as it takes them to be."""
+
     def observe(self, drafts: Drafts, emitted: Rollouts, kept: NDArray[np.bool_], seconds: float) -> None:
         """What became of the step's drafts."""
 
@@ -72,6 +75,10 @@ class FixedBudget:
     def choose(self, drafts: Drafts) -> Drafts:
         """All of them; the widest draft decides the width."""
         return drafts.cut(int(drafts.sizes.max(initial=0)) + 1, drafts.sizes)
+
+    def believed(self, drafts: Drafts) -> NDArray[np.float32]:
+        """As the drafter says."""
+        return drafts.probabilities
 
     def observe(self, drafts: Drafts, emitted: Rollouts, kept: NDArray[np.bool_], seconds: float) -> None:
         """Nothing to learn."""
@@ -108,6 +115,10 @@ class ByPolicy:
         assert self._plan is not None, "plan comes first"
         choice = self.policy.width(drafts.probabilities, drafts.sizes, self._plan)
         return drafts.cut(choice.width, choice.drafts).widen(choice.width)
+
+    def believed(self, drafts: Drafts) -> NDArray[np.float32]:
+        """As the policy corrects them."""
+        return self.policy.calibration(drafts.probabilities)
 
     def observe(self, drafts: Drafts, emitted: Rollouts, kept: NDArray[np.bool_], seconds: float) -> None:
         """Teaches the policy."""

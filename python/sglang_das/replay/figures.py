@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -80,6 +80,7 @@ class Figures:
             "tokens_per_step": _ratio(emitted, int(steps.sum())),
             "ece": calibration_error(played, steps) if promises else None,
             "ece_settled": calibration_error(played, steps & _settled(played)) if promises else None,
+            "ece_believed": calibration_error(_as_believed(played), steps) if promises else None,
             "draft_us_p50": float(np.percentile(us, 50)) if len(us) else 0.0,
             "draft_us_p99": float(np.percentile(us, 99)) if len(us) else 0.0,
             "makespan_s": makespan,
@@ -209,6 +210,11 @@ def by_depth(played: Played, counting: Mask) -> list[Row]:
         {"depth": d, "nodes": int(drafted[d]), "kept": int(kept[d]), "share_of_steps": kept[d] / steps}
         for d in range(1, len(drafted))
     ]
+
+
+def _as_believed(played: Played) -> Played:
+    """The play with the path probabilities that the width was chosen by."""
+    return replace(played, probabilities=played.believed)
 
 
 def _settled(played: Played) -> Mask:

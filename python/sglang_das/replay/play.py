@@ -48,6 +48,8 @@ class Played:
     """Node above each, -1 for the root, `[r, nodes]`."""
     probabilities: NDArray[np.float32]
     """Path probabilities, 0 from drafters that have none, `[r, nodes]`."""
+    believed: NDArray[np.float32]
+    """The path probabilities as whoever chose the width took them to be, `[r, nodes]`."""
     kept: NDArray[np.bool_]
     """Which nodes were accepted, `[r, nodes]`."""
 
@@ -77,7 +79,7 @@ class _Log:
         self._turns: list[tuple[int, int, float, float]] = []
         self._rows: dict[str, list[NDArray[Any]]] = {}
         none, no_nodes = np.zeros(0, np.int64), Drafts.none(0)  # so that a play without a step has arrays too
-        self.rows(none, none, none, no_nodes, np.zeros((0, 0), np.bool_))
+        self.rows(none, none, none, no_nodes, no_nodes.probabilities, np.zeros((0, 0), np.bool_))
 
     def turn(self, epoch: int, requests: int, draft_seconds: float, step_seconds: float) -> None:
         self._turns.append((epoch, requests, draft_seconds, step_seconds))
@@ -88,6 +90,7 @@ class _Log:
         position: NDArray[np.int64],
         emitted: NDArray[np.int64],
         drafts: Drafts,
+        believed: NDArray[np.float32],
         kept: NDArray[np.bool_],
     ) -> None:
         columns: dict[str, NDArray[Any]] = {
@@ -97,6 +100,7 @@ class _Log:
             "sizes": drafts.sizes,
             "parents": drafts.parents,
             "probabilities": drafts.probabilities,
+            "believed": believed,
             "kept": kept,
         }
         for name, values in columns.items():
@@ -201,9 +205,10 @@ class _Server:
         kept = accept(drafts, trace.future(running, done, drafts.width - 1))
         emitted: NDArray[np.int64] = np.minimum(kept.sum(axis=1) + 1, trace.lengths[running] - done)
         step_seconds = self._latency(len(running), len(running) * drafts.width)
+        believed = self._control.believed(drafts)
         self._control.observe(drafts, emitted, kept, step_seconds)
         self._log.turn(self._epoch, len(running), draft_seconds, step_seconds)
-        self._log.rows(running, done, emitted, drafts, kept)
+        self._log.rows(running, done, emitted, drafts, believed, kept)
         self._known, self._done = done, done + emitted
         return int(emitted.sum())
 
