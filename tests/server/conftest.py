@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from sglang_das.demo.server import interrupts_as_exceptions
+from sglang_das.interrupts import interrupts_as_exceptions
 
 from .support import Client, build_model, start_server
 

@@ -18,13 +18,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..interrupts import interrupts_as_exceptions
 from ..screen import Screen
 from . import DemoError, client
 from .arms import arm_options
 from .model import ensure_model
 from .recording import Recorder, open_recording
 from .report import GREEDY, Comparison, EpochRow, Report, epoch_row, lengths
-from .server import Engine, Server, detect_engine, free_ports, interrupts_as_exceptions, server_command
+from .server import Engine, Server, detect_engine, free_ports, server_command
 from .tasks import Prompt, make_prompts
 
 # Short and long answers mixed, so that a step has a tail.

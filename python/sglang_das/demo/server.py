@@ -9,18 +9,17 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Self
 
 import psutil
 
+from ..interrupts import uninterrupted
 from . import DemoError
 from .arms import arm_options
 
@@ -207,42 +206,3 @@ def group_members(group: int) -> list[int]:
             if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
                 members.append(process.pid)
     return members
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Hold back SIGINT, SIGTERM and SIGHUP while the block runs, and deliver the last of them afterwards."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # handlers belong to the main thread; others are not interrupted by signals anyway
-        return
-    held: list[tuple[int, FrameType | None]] = []
-    before = {number: signal.signal(number, lambda *call: held.append(call)) for number in _INTERRUPTS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if held:
-            signal.raise_signal(held[-1][0])
-
-
-@contextlib.contextmanager
-def interrupts_as_exceptions() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, with a KeyboardInterrupt, so that clean-up happens.
-
-    A signal that is ignored stays so: under `nohup` a closed terminal must not end the run.
-    """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    heeded = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in heeded}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
