@@ -16,7 +16,7 @@ COMMANDS = {
     "doctor": (
         "sglang_das.engine.doctor",
         "sglang",
-        "check that this installation can serve with DAS",
+        "check that this installation can serve with DAS, or that a server's outputs are the same without",
     ),
     "replay": (
         "sglang_das.replay.run",

@@ -6,6 +6,7 @@ import http.client
 import urllib.error
 
 import pytest
+from sglang_das.cli import main
 
 from .faults.sitecustomize import PLACES
 from .support import body, prompts
@@ -76,6 +77,23 @@ def test_an_error_while_requests_run(servers, das, fault):
     assert [answer["output_ids"] for answer in answers] == reference
     assert das.das()["state"] == "on"
     assert das.tokens(wanted) == reference
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ("first drafts kept", 1, "DIFFERENT: plain decoding is reproducible here, but with drafts"),
+        ("anything sampled", 3, "UNDECIDED: plain decoding is not reproducible on this server"),
+    ],
+)
+def test_the_doctor_sees_what_is_not_the_same(das, fault, capsys, change, status, words):
+    fault.write_text(f"changed: {change}")
+    assert main(["doctor", "--lossless", das.url, "--max-new-tokens", "32"]) == status
+    fault.write_text("none")
+    out = capsys.readouterr().out
+    assert words in out
+    assert "first    plain/das: prompt 0, greedy, token " in out
+    assert das.das()["state"] == "on"
 
 
 def test_an_error_in_verification_is_loud(das, fault):

@@ -1,23 +1,40 @@
-"""`das doctor`: is this installation able to serve with DAS, and if not, what is missing?"""
+"""`das doctor`: is this installation able to serve with DAS, and if not, what is missing?
+
+With `--lossless URL`: are the outputs of a running server the same with drafting on and off? The exit status is then 0
+if they are, 1 if not, 2 if it could not be tried, 3 if it cannot be decided: plain decoding differs from itself, or no
+draft was accepted.
+"""
 
 from __future__ import annotations
 
 import argparse
 import platform
+from pathlib import Path
 
-from sglang_das.engine import compat
+from sglang_das.engine import compat, lossless
 from sglang_das.engine.config import ConfigError, DasConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`das doctor` has no options."""
-    del parser
+    """Add the options of `das doctor`."""
+    add = parser.add_argument
+    add("--lossless", metavar="URL", help="compare the outputs of this server with drafting on and off")
+    add("--max-new-tokens", type=_positive, default=64, metavar="N", help="longest rollout of that comparison")
+    add("--api-key", metavar="KEY", help="the server's admin key, or its API key, if it has one")
+    add("--json", type=Path, metavar="FILE", help="also write the result of that comparison to this file")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 1 if there is a problem."""
-    del args
+    """Exit status 0 if all is well."""
+    if args.lossless:
+        return lossless.run(lossless.Options(args.lossless, args.max_new_tokens, args.api_key, args.json))
     return 1 if examine() else 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number, 1 or more, got {text!r}")
+    return int(text)
 
 
 def examine() -> int:

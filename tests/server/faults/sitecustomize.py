@@ -1,7 +1,8 @@
 """Breaks one part of DAS in every process of a test server. Put on PYTHONPATH by the tests.
 
 `DAS_TEST_FAULT` is the path of a file. While it holds one of the PLACES, the code there raises; while it holds one
-of the BIASES, the verifier's outputs are wrong in distribution, to show that the statistical test would notice.
+of the BIASES, the verifier's outputs are wrong in distribution, to show that the statistical test would notice; while
+it holds one of the CHANGES, they are not those of plain decoding, to show that a comparison would notice.
 """
 
 import importlib.abc
@@ -38,7 +39,7 @@ def _break(worker):
     original = worker.sample_nodes
 
     def sample_nodes(*arguments):
-        return BIASES.get(_fault(), _unbiased)(original, *arguments)
+        return (BIASES | CHANGES).get(_fault(), _unbiased)(original, *arguments)
 
     worker.sample_nodes = sample_nodes
 
@@ -85,6 +86,24 @@ def _pad_with_duplicates(original, batch, sampler, logits_output, positions, tre
     return sampled, distributions
 
 
+def _keep_first_drafts(original, batch, sampler, logits_output, positions, tree):
+    """Keep every request's first draft, whatever was sampled."""
+    sampled, distributions = original(batch, sampler, logits_output, positions, tree)
+    if tree.drafts.width > 1:
+        first = tree.drafts.sizes > 0
+        sampled[first, 0] = tree.drafts.tokens[first, 0]
+    return sampled, distributions
+
+
+def _sample_anything(original, batch, sampler, logits_output, positions, tree):
+    """Sample other tokens at every call: what is plain differs from itself."""
+    import numpy as np
+
+    sampled, distributions = original(batch, sampler, logits_output, positions, tree)
+    return np.random.default_rng().integers(2, 64, sampled.shape), distributions
+
+
+CHANGES = {"changed: first drafts kept": _keep_first_drafts, "changed: anything sampled": _sample_anything}
 BIASES = {"biased: argmax": _ignore_temperature, "biased: pads": _pad_with_duplicates}
 
 
