@@ -8,7 +8,7 @@ import urllib.error
 import pytest
 from sglang_das.cli import main
 
-from .faults.sitecustomize import PLACES
+from .faults.sitecustomize import CLOCK, PLACES
 from .support import body, prompts
 
 WANTED = [
@@ -57,6 +57,21 @@ def test_an_error_turns_drafting_off_and_nothing_else(servers, das, fault, place
     assert after["state"] == "on"
     assert after["accepted"] > state["accepted"]
     assert after["failures"] == state["failures"]
+
+
+def test_clocks_that_jump_change_nothing(servers, das, fault):
+    reference = servers("plain").tokens(WANTED)
+    before = das.das()
+    fault.write_text(CLOCK)
+    for _ in range(3):
+        assert das.tokens(WANTED) == reference
+    after = das.das()
+    fault.write_text("none")
+    assert (after["state"], after["failures"]) == ("on", before["failures"])
+    assert after["accepted"] > before["accepted"]
+    before = das.das()["accepted"]
+    assert das.tokens(WANTED) == reference
+    assert das.das()["accepted"] > before, "times that cannot be true were believed"
 
 
 def test_an_error_while_requests_run(servers, das, fault):

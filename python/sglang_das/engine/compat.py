@@ -124,6 +124,7 @@ LATE = (
     Need("sglang.srt.mem_cache.allocation_sizing", "get_alloc_page_size"),
     Need("sglang.srt.managers.scheduler", "Scheduler.send_abort_output", ("self", "abort_req", "req")),
     Need("sglang.srt.managers.scheduler", "Scheduler.get_next_batch_to_run", ("self",)),
+    Need("sglang.srt.managers.scheduler", "Scheduler.handle_shutdown", ("self", "recv_req")),
     Need("sglang.srt.managers.tokenizer_manager", "TokenizerManager._calculate_spec_decoding_metrics", ("meta_info",)),
     Need("sglang.srt.managers.schedule_batch", "Req.update_finish_state", ("self", "new_accepted_len")),
     Need("sglang.srt.managers.schedule_batch", "Req.tail_str", ("self", "new_accepted_len")),

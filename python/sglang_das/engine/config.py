@@ -58,6 +58,10 @@ class DasConfig:
     """Budget of the whole history in bytes; problems visited least recently leave first."""
     max_depth: int = 64
     """Longest context the suffix tree distinguishes, in tokens."""
+    snapshot: str = ""
+    """A file that the history is kept in, from one server to the next; each of several ranks appends its number."""
+    snapshot_interval_s: float = 600.0
+    """Seconds between two writings of it."""
     min_prompt_tokens: int = 8
     """Shorter prompts (health checks, warm-up) make no problem and are not drafted for."""
     log_interval_s: float = 60.0
@@ -78,8 +82,11 @@ class DasConfig:
         ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.log_interval_s <= 0:
-            raise ConfigError(f"log_interval_s must be positive, got {self.log_interval_s}")
+        for name in ("log_interval_s", "snapshot_interval_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.snapshot and not Path(self.snapshot).absolute().parent.is_dir():
+            raise ConfigError(f"snapshot must be a file in a folder that exists, got {self.snapshot!r}")
 
     @classmethod
     def load(cls, environ: Mapping[str, str] = os.environ) -> DasConfig:
@@ -103,6 +110,17 @@ class DasConfig:
     def keeps_distributions(self) -> bool:
         """Whether anything is learnt of the distributions tokens are drawn from."""
         return (self.soft or self.rejected) and self.drafter == "das"
+
+    def history_options(self) -> dict[str, Any]:
+        """What `RolloutHistory` is made with."""
+        return {
+            "window": self.window,
+            "max_bytes": self.history_bytes,
+            "max_depth": self.max_depth,
+            "soft": self.soft,
+            "shared": self.shared,
+            "rejected": self.rejected,
+        }
 
     def describe(self) -> dict[str, Any]:
         """The settings as plain values, for logs and server info."""

@@ -39,6 +39,7 @@ def _wrap_engine() -> None:
     _after(SchedulerWeightUpdaterManager, "end_weight_update", _hear_of_session)
     _after(Scheduler, "send_abort_output", _hear_of_abort)
     _after(Scheduler, "get_next_batch_to_run", _hear_of_queue)
+    _after(Scheduler, "handle_shutdown", _hear_of_shutdown)
     _after(SchedulerOutputStreamer, "is_request_level_customized_info_key", _is_request_figure)
 
 
@@ -122,6 +123,14 @@ def _hear_of_queue(result: Any, scheduler: Any, *arguments: Any, **named: Any) -
     del arguments, named
     if _worker is not None:
         _worker.on_queue(len(scheduler.waiting_queue))
+    return result
+
+
+def _hear_of_shutdown(result: Any, *arguments: Any) -> Any:
+    """The server was asked to end, and all requests have."""
+    del arguments
+    if _worker is not None:
+        _worker.on_shutdown()
     return result
 
 

@@ -73,14 +73,7 @@ class Drafter:
             noise_of: what is known of the noise of a request.
         """
         self.config = config
-        self.history = RolloutHistory(
-            window=config.window,
-            max_bytes=config.history_bytes,
-            max_depth=config.max_depth,
-            soft=config.soft,
-            shared=config.shared,
-            rejected=config.rejected,
-        )
+        self.history = RolloutHistory(**config.history_options())
         self._noise_of = noise_of
         self._policy_config = PolicyConfig(arm=config.arm, max_width=max_width, profile=config.profile)
         self.policy = Policy(self._policy_config)
@@ -92,6 +85,15 @@ class Drafter:
         self._emitted_since_version = False
         self._updates_announced = False
         self._steps = 0
+
+    @property
+    def problems(self) -> Problems[Sequence]:
+        """Which problems there are; the history holds their rollouts."""
+        return self._problems
+
+    def go_on_from(self, history: RolloutHistory, problems: Problems[Sequence]) -> None:
+        """Take an earlier server's history for one's own, before the first request."""
+        self.history, self._problems = history, problems
 
     def propose(
         self, requests: list[Any], *, noise_by_rank: bool = False, waiting: int | None = None

@@ -55,7 +55,7 @@ class PeriodicLog:
     def maybe(self, counters: Counters, state: str, why: Callable[[], str | None]) -> None:
         """Write the line if it is due; `why` says why the longest rollout has its budget."""
         now = time.monotonic()
-        if now < self._next:
+        if self._next - self._interval_s <= now < self._next:  # a clock set back must not silence it
             return
         self._next = now + self._interval_s
         steps = counters.request_steps - self._last.request_steps

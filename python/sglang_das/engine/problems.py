@@ -10,7 +10,7 @@ Nothing here depends on request ids, clocks or hash seeds, so tensor-parallel ra
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -41,7 +41,7 @@ class Problem(Generic[S]):
     """A prompt and the rollouts of it that may be continued."""
 
     key: int
-    """Number of the problem in the history; counts up from 0."""
+    """Number of the problem in the history; counts up, from another place in every server that goes on from a file."""
     prompt: Tokens
     suspended: list[Suspended[S]] = field(default_factory=list)
 
@@ -57,6 +57,24 @@ class Admission(Generic[S]):
     """The suspended rollout whose sequence goes on, where the client resubmitted all of it."""
 
 
+@dataclass(frozen=True)
+class Known:
+    """The known prompts as plain values, for a file."""
+
+    keys: list[int]
+    """Numbers of the problems, oldest first."""
+    prompts: list[Tokens]
+    """Their prompts."""
+    names: dict[str, int]
+    """Numbers of the problems that clients have named."""
+    session: int
+    """How many servers have handed the history on."""
+
+
+# Problems that a server may number before its successor's begin.
+_SESSION = 1 << 32
+
+
 class Problems(Generic[S]):
     """Registry of the known prompts. Generic over the history's sequence type."""
 
@@ -66,6 +84,26 @@ class Problems(Generic[S]):
         self._by_name: dict[str, Problem[S]] = {}
         self._prompts_of_length: dict[int, int] = {}
         self._next_key = 0
+        self._session = 0
+
+    @classmethod
+    def of(cls, known: Known, is_held: Callable[[int], bool]) -> Problems[S]:
+        """Those an earlier server knew, as far as the history holds them; new ones get numbers it has not given."""
+        problems = cls()
+        problems._session = known.session + 1
+        for key, prompt in zip(known.keys, known.prompts, strict=True):
+            if is_held(key):
+                problems._add(Problem(key, prompt))
+        by_key = {problem.key: problem for problem in problems._all()}
+        problems._by_name = {name: by_key[key] for name, key in known.names.items() if key in by_key}
+        problems._next_key = problems._session * _SESSION
+        return problems
+
+    def known(self) -> Known:
+        """All there is to keep of them; rollouts that might be continued are not."""
+        problems = sorted(self._all(), key=lambda problem: problem.key)
+        names = {name: problem.key for name, problem in self._by_name.items()}
+        return Known([p.key for p in problems], [p.prompt for p in problems], names, self._session)
 
     def __len__(self) -> int:
         """Number of known prompts."""
@@ -122,10 +160,14 @@ class Problems(Generic[S]):
     def _create(self, prompt: Tokens) -> Problem[S]:
         problem: Problem[S] = Problem(self._next_key, prompt.copy())
         self._next_key += 1
-        digest = int(_prefix_hashes(prompt)[-1])
-        self._by_hash.setdefault((len(prompt), digest), []).append(problem)
-        self._prompts_of_length[len(prompt)] = self._prompts_of_length.get(len(prompt), 0) + 1
+        self._add(problem)
         return problem
+
+    def _add(self, problem: Problem[S]) -> None:
+        length = len(problem.prompt)
+        digest = int(_prefix_hashes(problem.prompt)[-1])
+        self._by_hash.setdefault((length, digest), []).append(problem)
+        self._prompts_of_length[length] = self._prompts_of_length.get(length, 0) + 1
 
     def _longest_prefixes(self, input_ids: Tokens) -> Iterable[Problem[S]]:
         """Problems whose prompt the input starts with, the longest prompt first."""

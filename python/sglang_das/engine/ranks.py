@@ -32,6 +32,14 @@ class Ranks:
         group = get_parallel().tp_group
         return cls(group if group.world_size > 1 else None)
 
+    def suffix(self) -> str:
+        """What sets this process's files apart from those of the other ranks; nothing where it is alone."""
+        from sglang.srt.runtime_context import get_parallel
+
+        replica = get_parallel().dp_rank
+        parts = [] if replica is None else [f".dp{replica}"]
+        return "".join(parts if self.group is None else [*parts, f".tp{self.group.rank_in_group}"])
+
     def agree(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
         """The first rank's values, on every rank. Shapes must be equal already."""
         if self.group is None:

@@ -4,7 +4,7 @@ At every drafted node the next token is sampled *as plain decoding would have sa
 transforms, the same sampler, the noise of the same position. A draft is kept exactly as far as it equals those samples.
 So what is emitted is the target's own sample at every position, whatever was drafted: the draft decides only how many
 of them one forward yields. This is why a drafter may even look at the sampler's noise, which under a ratio test
-(rejection sampling) would bias the output.
+(rejection sampling) would bias the output: EXACTNESS.md, beside this file, has the argument.
 
 Host side of a step is numpy over `[requests, width]`; node 0 is the root, the request's last emitted token.
 """

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,6 +42,7 @@ from sglang_das.engine.grammars import NodeMasks
 from sglang_das.engine.matching import Match, match
 from sglang_das.engine.metrics import Counters, PeriodicLog
 from sglang_das.engine.ranks import Ranks
+from sglang_das.engine.snapshot import Snapshots
 from sglang_das.engine.verify import (
     DasVerifyInput,
     full_mask,
@@ -53,6 +55,8 @@ from sglang_das.engine.widths import Widths
 
 logger = logging.getLogger("sglang_das")
 T = TypeVar("T")
+# The engine kills a scheduler that has not ended 15 s after it was asked to.
+_SHUTDOWN_PATIENCE_S = 10.0
 
 
 class DasWorker(BaseSpecWorker):  # type: ignore[misc]
@@ -80,6 +84,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         self._rowwise = hasattr(self.model_runner.sampler, "likeliest")
         self.drafter = self._make_drafter()
         self._ranks = Ranks.of_engine()
+        self._snapshots = self._open_snapshots()
         self._widths = Widths(self.model_runner, self.max_width, self.topk)
         self._widths.use_own_graph_runner()
         if self.config.keeps_distributions:
@@ -114,7 +119,8 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         """Counters and state as plain values, for `/server_info`."""
         state = self._guarded("reporting", self.drafter.describe) or {}
         facts = {"state": self.state, "waiting": self._waiting or 0, "settings": self.config.describe()}
-        return {**facts, **self.counters.describe(), **state}
+        snapshot = {} if self._snapshots is None else {"snapshot": self._snapshots.describe()}
+        return {**facts, **self.counters.describe(), **snapshot, **state}
 
     def init_cuda_graphs(self) -> None:
         """Called after the engine has made its own attention backend and graphs, for the maximum width."""
@@ -142,6 +148,11 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         """A request ended in a decode result."""
         del natural_stop
         self._guarded("learning", lambda: self.drafter.finish(rid))
+
+    def on_shutdown(self) -> None:
+        """The server ends; the engine waits for some seconds."""
+        if self._snapshots is not None:
+            self._snapshots.finish(self.drafter.history, self.drafter.problems, _SHUTDOWN_PATIENCE_S)
 
     # A step
 
@@ -285,6 +296,17 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             return NgramDrafter(self.config, self.max_width, self.counters)
         return Drafter(self.config, self.max_width, self.counters, self._noise_of())
 
+    def _open_snapshots(self) -> Snapshots | None:
+        """The history's file, if there is to be one, loaded."""
+        if not self.config.snapshot or self.config.drafter != "das":
+            return None
+        path = Path(self.config.snapshot + self._ranks.suffix())
+        vocabulary = int(self.model_runner.model_config.vocab_size)
+        snapshots = Snapshots(path, self.config.snapshot_interval_s, vocabulary)
+        if (loaded := snapshots.load(self.config)) is not None:
+            self.drafter.go_on_from(*loaded)
+        return snapshots
+
     def _noise_of(self) -> coupling.NoiseOf:
         if self._rowwise:
             return coupling.of_rowwise_sampler
@@ -328,6 +350,8 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         with self._cpu_time():
             self._guarded("policy", lambda: self.drafter.observe(drafts, rollouts, accept_lens, matched.accepted()))
         self._log.maybe(self.counters, self.state, lambda: self._guarded("reporting", self.drafter.policy.why))
+        if self._snapshots is not None:
+            self._snapshots.save_if_due(self.drafter.history, self.drafter.problems)
 
     def _learn(
         self,
@@ -412,5 +436,7 @@ class _StepClock:
         now = time.perf_counter()
         started, self._started = self._started, now
         if started is None or "accepted" not in self._step or requests != self._step["requests"]:
+            return None
+        if not now > started:  # the clock was set back
             return None
         return {**self._step, "seconds": now - started}

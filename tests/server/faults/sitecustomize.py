@@ -2,7 +2,8 @@
 
 `DAS_TEST_FAULT` is the path of a file. While it holds one of the PLACES, the code there raises; while it holds one
 of the BIASES, the verifier's outputs are wrong in distribution, to show that the statistical test would notice; while
-it holds one of the CHANGES, they are not those of plain decoding, to show that a comparison would notice.
+it holds one of the CHANGES, they are not those of plain decoding, to show that a comparison would notice. While it
+holds CLOCK, every clock that DAS reads jumps to and fro by days.
 """
 
 import importlib.abc
@@ -29,13 +30,17 @@ PLACES = {
     "learning": ("engine.drafting", "Drafter", "_end"),
     "policy version": ("engine.drafting", "Drafter", "cache_flushed"),
     "reporting": ("engine.drafting", "Drafter", "describe"),
+    "native panic": ("engine.drafting", None, "step"),
     "verification": ("engine.worker", None, "sample_nodes"),
 }
+CLOCK = "clock"
 
 
 def _break(worker):
     for place, (module, owner, name) in PLACES.items():
         _raise_at(place, sys.modules[f"sglang_das.{module}"], owner, name)
+    for module in ("engine.worker", "engine.metrics", "engine.snapshot"):
+        sys.modules[f"sglang_das.{module}"].time = _JumpingClock()
     original = worker.sample_nodes
 
     def sample_nodes(*arguments):
@@ -54,10 +59,27 @@ def _raise_at(place, module, owner, name):
 
     def broken(*arguments, **named):
         if _fault() == place:
-            raise RuntimeError(f"injected into {place}")
+            raise (_Panic if place == "native panic" else RuntimeError)(f"injected into {place}")
         return original(*arguments, **named)
 
     setattr(holder, name, broken)
+
+
+class _Panic(BaseException):
+    """As native code's panics arrive in Python: none of the usual errors."""
+
+
+class _JumpingClock:
+    """The module `time`, with clocks that jump."""
+
+    def __getattr__(self, name):
+        import random
+        import time
+
+        value = getattr(time, name)
+        if name in ("time", "monotonic", "perf_counter", "thread_time") and _fault() == CLOCK:
+            return lambda: value() + random.choice([-1e6, 0.0, 1e6])
+        return value
 
 
 def _unbiased(original, *arguments):

@@ -1,0 +1,93 @@
+"""Outputs are plain decoding's for all features x batch sizes x widths x shapes x states of the history x ideas of the
+drafter x element types.
+
+A server has one setting of the drafter; all requests of the matrix go through each.
+"""
+
+import json
+
+import pytest
+
+from .support import body, prompts, start_server
+from .test_logprobs import KEYS, figures
+
+# Widths forced (all drafted for as far as it goes) or chosen by the policy; chains or trees; blind or coupled.
+SETTINGS = [
+    ({"SHAPE": "chain", "MAX_WIDTH": "3", "ARM": "unlimited"}, "float32"),
+    ({"SOFT": "0", "REJECTED": "0", "SHARED": "0", "COUPLED": "0", "ARM": "unlimited"}, "float32"),
+    ({"COUPLED": "0", "SHARED": "0", "SHAPE": "chain"}, "bfloat16"),
+    ({"MAX_WIDTH": "32", "WINDOW": "1", "ARM": "unlimited"}, "bfloat16"),
+]
+SCHEMA = json.dumps({"type": "object", "properties": {"a": {"enum": ["b", "c"]}}, "required": ["a"]})
+FEATURES = {
+    "greedy": {"temperature": 0},
+    "cool": {"temperature": 0.6},
+    "warm": {"temperature": 1.0},
+    "top-k": {"temperature": 1.0, "top_k": 9},
+    "top-p": {"temperature": 1.0, "top_p": 0.8},
+    "min-p": {"temperature": 0.8, "min_p": 0.05},
+    "all filters": {"temperature": 1.2, "top_k": 30, "top_p": 0.95, "min_p": 0.01},
+    "frequency": {"temperature": 0.8, "frequency_penalty": 0.6},
+    "repetition": {"temperature": 0.8, "repetition_penalty": 1.2, "presence_penalty": 0.3},
+    "bias": {"temperature": 0.8, "logit_bias": {"7": 2.0, "9": -3.0}},
+    "least length": {"temperature": 1.0, "min_new_tokens": 20},
+    "stop token": {"temperature": 0.8, "stop_token_ids": list(range(40, 60))},
+    "no end": {"temperature": 1.0, "ignore_eos": True},
+    "one token": {"temperature": 0.8, "max_new_tokens": 1},
+    "long": {"temperature": 0.8, "max_new_tokens": 150},
+}
+# Only with a tokenizer, which the servers in bfloat16 have not.
+TEXT_FEATURES = {
+    "stop string": {"temperature": 0.8, "stop": ["ab", "x"]},
+    "regex": {"temperature": 0.8, "regex": "(ab|cd)+x"},
+    "schema": {"temperature": 0.8, "json_schema": SCHEMA},
+}
+AT_ONCE = [1, 5, 16]
+
+
+def requests_of(features, epoch):
+    """Two samples of every feature on prompts they share, every other one with log-probabilities."""
+    shared = prompts(4, seed=120)
+    wanted = []
+    for i, options in enumerate(features.values()):
+        for sample in range(2):
+            seed = None if options["temperature"] == 0 else 10_000 * epoch + 100 * i + sample
+            request = body(shared[i % len(shared)], seed=seed, **options)
+            if sample:
+                request |= {"return_logprob": True, "top_logprobs_num": 2}
+            wanted.append(request)
+    return wanted
+
+
+@pytest.mark.parametrize(("settings", "dtype"), SETTINGS, ids=lambda value: " ".join(value))
+def test_the_matrix(servers, model, tmp_path, settings, dtype):
+    plain = servers("plain", dtype)
+    features = FEATURES | (TEXT_FEATURES if dtype == "float32" else {})
+    environment = {f"SGLANG_DAS_{name}": value for name, value in settings.items()}
+    with start_server(
+        "das" if dtype == "float32" else "das-ids", model, tmp_path / "das.log", dtype=dtype, environment=environment
+    ) as das:
+        for epoch, at_once in enumerate(AT_ONCE):
+            wanted = requests_of(features, epoch)
+            expected = plain.generate(wanted)
+            # Without their own history (at first without any), with it, and with it a policy version older.
+            for state in ("new", "seen", "flushed"):
+                if state == "flushed":
+                    das.post("/flush_cache")
+                answers = das.generate(wanted, at_once=at_once)
+                for name, reference, answer in zip(_names(features), expected, answers, strict=True):
+                    assert _output(answer) == _output(reference), (name, at_once, state)
+        figures = das.das()
+        assert figures["state"] == "on"
+        assert figures["accepted"] > 500
+
+
+def _names(features):
+    return [name for name in features for _ in range(2)]
+
+
+def _output(answer):
+    """Tokens, end and log-probabilities, these to four places."""
+    meta = answer["meta_info"]
+    values = [round(value, 4) for key in KEYS for value in figures(meta.get(key))]
+    return answer["output_ids"], meta["finish_reason"], values
