@@ -156,10 +156,14 @@ class Server:
             time.sleep(0.5)
         return time.monotonic() - start
 
+    def poll(self) -> int | None:
+        """The exit status of the server process, or None while it runs."""
+        assert self._process is not None, "the server has not been started"
+        return self._process.poll()
+
     def require_alive(self) -> None:
         """Raise a DemoError with the end of the log if the server process has ended."""
-        assert self._process is not None, "the server has not been started"
-        if (status := self._process.poll()) is not None:
+        if (status := self.poll()) is not None:
             raise DemoError(f"the {self.name} server ended with status {status}.\n{self.log_tail()}")
 
     def log_tail(self) -> str:
