@@ -9,7 +9,7 @@ TOKENS = st.lists(st.integers(0, 3), max_size=8)
 
 
 def rollout(tokens, *, name="one", logprobs=None, top=None, finish="stop"):
-    return Rollout(name, tokens, logprobs, top, finish)
+    return Rollout(name, tokens, logprobs, top, finish, "".join(chr(ord("a") + token) for token in tokens))
 
 
 @given(TOKENS, TOKENS)
@@ -23,6 +23,7 @@ def test_a_difference_is_where_the_first_token_differs(plain, other):
     assert plain[:place] == other[:place]
     assert plain[place : place + 1] != other[place : place + 1]
     assert difference.context == plain[:place][-8:]
+    assert difference.text == "".join(chr(ord("a") + token) for token in plain[:place])
     for side, tokens in ((difference.plain, plain), (difference.das, other)):
         assert side == (tokens[place] if place < len(tokens) else "end (stop)")
 

@@ -15,6 +15,7 @@ LOGPROB_TOLERANCE = 1e-3
 """How far log-probabilities of the same tokens may be apart: plain and speculative decoding round them differently."""
 
 _CONTEXT = 8  # tokens shown before a difference
+_TEXT = 60  # and letters
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,14 @@ class Rollout:
     """At each token the likeliest ones and their log-probabilities, where they were asked for."""
     finish: str = ""
     """Why it ended."""
+    text: str = ""
+    """The tokens as text, where the server has a tokenizer."""
     proposed: int = 0
     """Tokens drafted for it."""
     accepted: int = 0
     """Drafts kept."""
+    steps: int = 0
+    """Verify steps it took."""
 
     @classmethod
     def of(cls, name: str, answer: dict[str, Any]) -> Rollout:
@@ -47,8 +52,10 @@ class Rollout:
             [entry[0] for entry in logprobs] if logprobs else None,
             [[(entry[1], entry[0]) for entry in row or []] for row in top] if top else None,
             str(meta.get("finish_reason")),
+            answer.get("text") or "",
             figures.get("proposed", 0),
             figures.get("accepted", 0),
+            figures.get("verify_steps", 0),
         )
 
 
@@ -61,6 +68,8 @@ class Difference:
     """Index of the token among the rollout's."""
     context: list[int]
     """Tokens before it."""
+    text: str
+    """The end of the text both begin with, where there is a tokenizer."""
     plain: int | str
     """The token plain decoding emitted there; where all tokens are the same, why the rollout ended."""
     das: int | str
@@ -72,7 +81,8 @@ class Difference:
         """In a line of words."""
         known = ", ".join(f"{token} at {value:.4f}" for token, value in self.near)
         likeliest = f"; the likeliest there, by log-probability: {known}" if known else ""
-        return f"{self.name}, token {self.place}: {self.plain} / {self.das} after {self.context}{likeliest}"
+        text = f" ...{self.text!r}" if self.text else ""
+        return f"{self.name}, token {self.place}: {self.plain} / {self.das} after {self.context}{text}{likeliest}"
 
 
 @dataclass(frozen=True)
@@ -114,11 +124,15 @@ def compare(reference: Sequence[Rollout], others: Iterable[Rollout]) -> Comparis
 
 
 def _compare(plain: Rollout, other: Rollout) -> Comparison:
-    pairs = zip(plain.tokens, other.tokens, strict=False)
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    shared = _shared(plain.tokens, other.tokens)
     differences = [] if _equal(plain, other) else [_difference(plain, other, shared)]
     gaps = [abs(a - b) for a, b in zip(plain.logprobs or [], other.logprobs or [], strict=False)][:shared]
     return Comparison(1, len(plain.tokens), differences, len(gaps), max(gaps, default=0.0))
+
+
+def _shared(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many items both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def _equal(plain: Rollout, other: Rollout) -> bool:
@@ -128,7 +142,8 @@ def _equal(plain: Rollout, other: Rollout) -> bool:
 def _difference(plain: Rollout, other: Rollout, place: int) -> Difference:
     context = plain.tokens[max(place - _CONTEXT, 0) : place]
     near = plain.top[place] if plain.top and place < len(plain.top) else []
-    return Difference(plain.name, place, context, _at(plain, place), _at(other, place), near)
+    text = plain.text[: _shared(plain.text, other.text)][-_TEXT:]
+    return Difference(plain.name, place, context, text, _at(plain, place), _at(other, place), near)
 
 
 def _at(rollout: Rollout, place: int) -> int | str:

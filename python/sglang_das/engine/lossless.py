@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sglang_das import machine
-from sglang_das.engine.comparison import Comparison, Rollout, compare, judge
+from sglang_das.engine.comparison import Comparison, Outcome, Rollout, compare, judge
 from sglang_das.interrupts import interrupts_as_exceptions, uninterrupted
 
 TEXTS = (
@@ -90,7 +90,7 @@ def _examine(options: Options) -> int:
         for difference in comparison.differences[:1]:
             _say("first", f"{label}: {difference.describe()}")
     print(f"{outcome.name}: {words}.")
-    for note in server.notes():
+    for note in [*server.notes(outcome), *_others(started, ended, rollouts)]:
         print(f"note: {note}")
     if options.json:
         content = {
@@ -130,6 +130,13 @@ def _require_undisturbed(started: list[dict[str, Any]], ended: list[dict[str, An
             raise LosslessError(f"drafting went {b['state']} meanwhile; the server's log says more")
         if a["policy_version"] != b["policy_version"]:
             raise LosslessError("the weights were updated meanwhile; run it again when the server is left alone")
+
+
+def _others(started: list[dict[str, Any]], ended: list[dict[str, Any]], rollouts: list[Rollout]) -> list[str]:
+    steps = sum(b["request_steps"] - a["request_steps"] for a, b in zip(started, ended, strict=True))
+    if steps == sum(rollout.steps for rollout in rollouts):
+        return []
+    return ["other requests were served meanwhile"]
 
 
 def _describe(comparison: Comparison) -> str:
@@ -284,14 +291,20 @@ class Server:
         info = self._info
         return f"{info.get('model_path')}, {info.get('device')}, {info.get('dtype')}, SGLang {info.get('version')}"
 
-    def notes(self) -> list[str]:
-        """What its outcome should be read with."""
-        if self.heeds_seeds:
-            return []
-        return [
-            "only greedy rollouts were compared: on a GPU seeds take part in sampling only under "
-            "--enable-deterministic-inference, which also makes arithmetic independent of the batch"
-        ]
+    def notes(self, outcome: Outcome) -> list[str]:
+        """What an outcome should be read with."""
+        notes = []
+        if not self.heeds_seeds:
+            notes.append(
+                "only greedy rollouts were compared: on a GPU seeds take part in sampling only under "
+                "--enable-deterministic-inference, which also makes arithmetic independent of the batch"
+            )
+        if outcome is Outcome.DIFFERENT and self._info.get("device") != "cpu":
+            notes.append(
+                "on a GPU verification and decoding may use different kernels: where the likeliest tokens above are "
+                "nearly equal, the difference is one of rounding"
+            )
+        return notes
 
 
 @contextlib.contextmanager
