@@ -137,11 +137,20 @@ def das(step):
         return draw(probabilities, None, info, unused[-1])
 
     logits = torch.from_numpy(np.log(step.target) * np.float32(step.temperature)).reshape(-1, VOCABULARY)
-    batch = SimpleNamespace(sampling_info=info, return_logprob=False)
+    batch = SimpleNamespace(sampling_info=info, return_logprob=False, reqs=[_REQUEST] * n)
     output = _Output(next_token_logits=logits)
     sampled, _ = sample_nodes(batch, sampler, output, torch.from_numpy(step.positions.ravel().copy()), step.tree)
     matched = match(step.tree, sampled)
     return [sampled[i, matched.path[i, : matched.accept_lens[i]]] for i in range(n)]
+
+
+# One that asks for nothing but a temperature.
+_REQUEST = SimpleNamespace(
+    output_ids=[],
+    sampling_params=SimpleNamespace(
+        frequency_penalty=0.0, presence_penalty=0.0, repetition_penalty=1.0, min_new_tokens=0
+    ),
+)
 
 
 @dataclass

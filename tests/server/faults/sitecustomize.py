@@ -108,20 +108,20 @@ def _pad_with_duplicates(original, batch, sampler, logits_output, positions, tre
     return sampled, distributions
 
 
-def _keep_first_drafts(original, batch, sampler, logits_output, positions, tree):
+def _keep_first_drafts(original, batch, sampler, logits_output, positions, tree, *more):
     """Keep every request's first draft, whatever was sampled."""
-    sampled, distributions = original(batch, sampler, logits_output, positions, tree)
+    sampled, distributions = original(batch, sampler, logits_output, positions, tree, *more)
     if tree.drafts.width > 1:
         first = tree.drafts.sizes > 0
         sampled[first, 0] = tree.drafts.tokens[first, 0]
     return sampled, distributions
 
 
-def _sample_anything(original, batch, sampler, logits_output, positions, tree):
+def _sample_anything(original, *arguments):
     """Sample other tokens at every call: what is plain differs from itself."""
     import numpy as np
 
-    sampled, distributions = original(batch, sampler, logits_output, positions, tree)
+    sampled, distributions = original(*arguments)
     return np.random.default_rng().integers(2, 64, sampled.shape), distributions
 
 
