@@ -1,5 +1,5 @@
-"""Outputs are plain decoding's for all features x batch sizes x states of the history x widths and shapes x drafts coupled
-or blind x element types.
+"""Outputs are plain decoding's for all features x batch sizes x states of the history x widths and shapes x drafts that
+are coupled or blind x element types.
 """
 
 import json
