@@ -28,6 +28,8 @@ from sglang_das.policy import CLASS_NAMES, Policy, PolicyConfig
 _VERSIONS_SUSPENDED = 2
 # Steps between two looks for rollouts that ended without a word (aborted while queued, finished at prefill).
 _SWEEP_INTERVAL = 64
+# Suspended rollouts given up between two looks at the history's size.
+_GIVEN_UP_AT_ONCE = 16
 
 
 @dataclass(eq=False, slots=True)
@@ -85,6 +87,7 @@ class Drafter:
         self._emitted_since_version = False
         self._updates_announced = False
         self._steps = 0
+        self._evicted = 0
 
     @property
     def problems(self) -> Problems[Sequence]:
@@ -209,7 +212,7 @@ class Drafter:
         self.history.advance()
         for sequence in self._problems.expire(self._version - _VERSIONS_SUSPENDED + 1):
             sequence.close()
-        self._problems.forget(key for key in self._problems.known_keys() if key not in self.history)
+        self._forget_evicted()
 
     def recover(self) -> None:
         """After an error: give up the running rollouts and start with a fresh policy; the history stays."""
@@ -331,6 +334,22 @@ class Drafter:
         running = {request.rid for request in requests}
         for rid in [rid for rid, rollout in self._live.items() if rid not in running and rollout.request.finished()]:
             self.finish(rid)
+        self._keep_to_budget()
+
+    def _keep_to_budget(self) -> None:
+        """Give up suspended rollouts where they keep the history above its budget: their problems cannot leave it."""
+        while self.history.memory_usage() > self.config.history_bytes:
+            given_up = self._problems.give_up(_GIVEN_UP_AT_ONCE)
+            if not given_up:
+                break
+            for sequence in given_up:
+                sequence.close()
+        if self.history.stats()["evicted_problems"] - self._evicted > len(self._problems) // 2:
+            self._forget_evicted()
+
+    def _forget_evicted(self) -> None:
+        self._problems.forget(key for key in self._problems.known_keys() if key not in self.history)
+        self._evicted = self.history.stats()["evicted_problems"]
 
 
 def reason_not_to_draft(request: Any) -> str | None:

@@ -135,6 +135,14 @@ class Problems(Generic[S]):
             problem.suspended = [rollout for rollout in problem.suspended if rollout.version >= version]
         return given_up
 
+    def give_up(self, count: int) -> list[S]:
+        """Give up so many suspended rollouts, the oldest first; returns their sequences, to be closed."""
+        suspended = [(problem, rollout) for problem in self._all() for rollout in problem.suspended]
+        oldest = sorted(suspended, key=lambda pair: (pair[1].version, pair[0].key))[:count]
+        for problem, rollout in oldest:
+            problem.suspended.remove(rollout)
+        return [rollout.sequence for _, rollout in oldest]
+
     def forget(self, keys: Iterable[int]) -> None:
         """Drop problems that the history no longer holds."""
         gone = set(keys)
