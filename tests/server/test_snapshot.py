@@ -43,7 +43,7 @@ def test_history_goes_from_server_to_server(servers, model, file):
             accepted_by(das, MANY, many)
         history = das.das()["history"]
         assert history["evicted_problems"] > 0
-        assert history["bytes"] <= 1 << 20
+        assert history["bytes"] < 2 << 20, "it is looked at every 64 steps"
         cold = accepted_by(das, WANTED, wanted)
         assert das.das()["state"] == "on"
     assert file.exists(), "written when the server was asked to end"
