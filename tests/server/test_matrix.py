@@ -57,7 +57,9 @@ def requests_of(features, epoch):
     return wanted
 
 
-@pytest.mark.parametrize(("settings", "dtype"), SETTINGS, ids=lambda value: " ".join(value))
+@pytest.mark.parametrize(
+    ("settings", "dtype"), SETTINGS, ids=lambda value: value if isinstance(value, str) else " ".join(value)
+)
 def test_the_matrix(servers, model, tmp_path, settings, dtype):
     plain = servers("plain", dtype)
     features = FEATURES | (TEXT_FEATURES if dtype == "float32" else {})
