@@ -28,7 +28,6 @@ FEATURES = {
     "presence": {"temperature": 0.8, "presence_penalty": 0.4},
     "repetition": {"temperature": 0.8, "repetition_penalty": 1.2},
     "bias": {"temperature": 0.8, "logit_bias": {"7": 2.0, "9": -3.0}},
-    "least length": {"temperature": 1.0, "min_new_tokens": 20},
     "stop token": {"temperature": 0.8, "stop_token_ids": list(range(40, 60))},
     "no end": {"temperature": 1.0, "ignore_eos": True},
     "one token": {"temperature": 0.8, "max_new_tokens": 1},
@@ -36,6 +35,7 @@ FEATURES = {
 }
 # Only with a tokenizer, which the servers in bfloat16 have not.
 TEXT_FEATURES = {
+    "least length": {"temperature": 1.0, "min_new_tokens": 20},
     "stop string": {"temperature": 0.8, "stop": ["ab", "x"]},
     "regex": {"temperature": 0.8, "regex": "(ab|cd)+x"},
     "schema": {"temperature": 0.8, "json_schema": SCHEMA},
