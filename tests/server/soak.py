@@ -48,8 +48,9 @@ def make_request(number, pool):
 
 
 def _filters(random):
+    """Not top-k 1 at a temperature: the plain server's log-probabilities know the temperature or not, by the rest of the batch."""
     return {
-        **({"top_k": int(random.integers(1, 60))} if random.random() < 0.2 else {}),
+        **({"top_k": int(random.integers(2, 60))} if random.random() < 0.2 else {}),
         **({"top_p": float(random.uniform(0.5, 1))} if random.random() < 0.2 else {}),
         **({"min_p": float(random.uniform(0, 0.1))} if random.random() < 0.1 else {}),
     }
