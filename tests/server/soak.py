@@ -48,7 +48,7 @@ def make_request(number, pool):
 
 
 def _filters(random):
-    """Not top-k 1 at a temperature: the plain server's log-probabilities know the temperature or not, by the rest of the batch."""
+    """Not top-k 1 at a temperature: whether the plain server's log-probabilities know of that depends on the batch."""
     return {
         **({"top_k": int(random.integers(2, 60))} if random.random() < 0.2 else {}),
         **({"top_p": float(random.uniform(0.5, 1))} if random.random() < 0.2 else {}),
