@@ -54,6 +54,7 @@ def request(number, *, seed=None, prompt_tokens=16, top_k=ALL, top_p=1.0, min_p=
         origin_input_ids_unpadded=array("q", range(prompt_tokens)),
         output_ids=array("q"),
         grammar=None,
+        custom_logit_processor=None,
         finished=lambda: False,
         multimodal_inputs=None,
         sampling_params=sampling,
