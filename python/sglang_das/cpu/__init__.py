@@ -24,7 +24,7 @@ STAND_IN = Path(__file__).parent / "stand_in"
 
 RELIES_ON: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.from_schedule_batch", ("batch", "vocab_size")),
-    ("sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator.apply", ("self", "logits")),
+    ("sglang.srt.sampling.penaltylib.orchestrator.BatchedPenalizerOrchestrator.apply", ("self", "logits", "repeat")),
     ("sglang.srt.arg_groups.resolution_hooks.register_resolution_hook", ("name",)),
     ("sglang.srt.layers.sampler.create_sampler", ("backend",)),
     ("sglang.srt.layers.sampler.register_sampler_backend", ("backend", "factory")),
