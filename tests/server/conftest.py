@@ -35,7 +35,7 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="session")
 def soak_requests():
     """How many random requests the soak sends: `DAS_SOAK_REQUESTS`, by default enough for the suite."""
-    return int(os.environ.get("DAS_SOAK_REQUESTS", "2000"))
+    return int(os.environ.get("DAS_SOAK_REQUESTS", "1200"))
 
 
 @pytest.fixture(scope="session")
