@@ -57,7 +57,8 @@ def test_soak(servers, soak_requests):
         counts = disturber.result()
     after = das.das()
 
-    assert [n for n in range(soak_requests) if not same(expected[n], answers[n])] == []
+    differ = [n for n in range(soak_requests) if not same(expected[n], answers[n])]
+    assert not differ, [(requests[n], expected[n], answers[n]) for n in differ[:3]]
     assert after["state"] == "on"
     assert after["failures"] == 0
     assert set(counts) == {"in_place", "retract", "switch"}

@@ -108,6 +108,23 @@ fn check(requests: &[StepRequest], trees: &mut Vec<usize>) -> Result<usize, Erro
 }
 
 impl StepDrafts {
+    /// The draft of a row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn draft(&self, row: usize) -> Draft {
+        let width = self.tokens.len() / self.sizes.len();
+        let cells = row * width..row * width + self.sizes[row] as usize;
+        Draft {
+            tokens: self.tokens[cells.clone()]
+                .iter()
+                .map(|&token| token as u32)
+                .collect(),
+            parents: self.parents[cells.clone()].to_vec(),
+            probabilities: self.probabilities[cells].to_vec(),
+        }
+    }
+
     /// Room for so many rows, all cells unused.
     pub(crate) fn clear(&mut self, rows: usize, width: usize) {
         self.tokens.clear();

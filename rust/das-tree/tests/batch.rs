@@ -3,9 +3,7 @@
 
 use std::sync::Arc;
 
-use das_tree::{
-    Draft, DraftOptions, KnownRows, Sequence, StepDrafts, StepRequest, Tree, step, step_into,
-};
+use das_tree::{DraftOptions, KnownRows, Sequence, StepDrafts, StepRequest, Tree, step, step_into};
 use proptest::prelude::*;
 
 const WIDTH: usize = 8;
@@ -20,18 +18,6 @@ fn request<'a>(sequence: &'a Sequence, accepted: &'a [u32]) -> StepRequest<'a> {
         accepted,
         known: KnownRows::default(),
         options,
-    }
-}
-
-fn row(drafts: &StepDrafts, row: usize) -> Draft {
-    let cells = row * WIDTH..row * WIDTH + drafts.sizes[row] as usize;
-    Draft {
-        tokens: drafts.tokens[cells.clone()]
-            .iter()
-            .map(|&token| token as u32)
-            .collect(),
-        parents: drafts.parents[cells.clone()].to_vec(),
-        probabilities: drafts.probabilities[cells].to_vec(),
     }
 }
 
@@ -56,7 +42,7 @@ proptest! {
             for (i, (sequence, accepted)) in apart.iter().zip(round).enumerate() {
                 sequence.append(accepted).unwrap();
                 let options = DraftOptions { max_nodes: WIDTH, ..DraftOptions::default() };
-                prop_assert_eq!(row(&drafts, i), sequence.draft(&options).unwrap());
+                prop_assert_eq!(drafts.draft(i), sequence.draft(&options).unwrap());
                 prop_assert!(drafts.tokens[i * WIDTH + drafts.sizes[i] as usize..(i + 1) * WIDTH].iter().all(|&token| token == 0));
             }
         }
@@ -148,7 +134,7 @@ fn a_long_prompt_joins_by_parts() {
             .iter()
             .map(|sequence| request(sequence, tokens(sequence)))
             .collect();
-        let drafts = row(&step(&requests, WIDTH).unwrap(), 8);
+        let drafts = step(&requests, WIDTH).unwrap().draft(8);
         let expected = known.then(|| prompt[at + 1]);
         assert_eq!(drafts.tokens.first().copied(), expected, "{steps} steps");
     }

@@ -1,13 +1,16 @@
 //! What is learned over all problems is the same whatever the threads, wherever trees lie, and after a file in between.
 #![cfg(not(loom))]
 
-use std::{fs, path::PathBuf};
+mod scratch;
+
+use std::fs;
 
 use das_tree::{
     Coupling, Draft, DraftOptions, HistoryOptions, KnownRows, RolloutHistory, Sequence,
     StepRequest, step,
 };
 use proptest::prelude::*;
+use scratch::File;
 
 const ROWS: usize = 48;
 const NODES: usize = 8;
@@ -127,41 +130,9 @@ fn play(
             })
             .collect();
         let drafts = step(&requests, NODES).unwrap();
-        all.extend((0..ROWS).map(|row| {
-            let cells = row * NODES..row * NODES + drafts.sizes[row] as usize;
-            Draft {
-                tokens: drafts.tokens[cells.clone()]
-                    .iter()
-                    .map(|&token| token as u32)
-                    .collect(),
-                parents: drafts.parents[cells.clone()].to_vec(),
-                probabilities: drafts.probabilities[cells].to_vec(),
-            }
-        }));
+        all.extend((0..ROWS).map(|row| drafts.draft(row)));
     }
     all
-}
-
-/// A file that goes with the test, in memory if there is a place for that: files are synced to disk.
-struct File(PathBuf);
-
-impl File {
-    fn new() -> Self {
-        let (process, thread) = (std::process::id(), std::thread::current().id());
-        let memory = PathBuf::from("/dev/shm");
-        let folder = if memory.is_dir() {
-            memory
-        } else {
-            std::env::temp_dir()
-        };
-        Self(folder.join(format!("das-learning-{process}-{thread:?}")))
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
 }
 
 /// What a history has learned over all problems, as it saves it: the last part of the file, which begins with its number of words
@@ -197,7 +168,7 @@ proptest! {
         second in rounds(),
         problems in prop::sample::select(vec![ROWS, ROWS / 4]),
     ) {
-        let file = File::new();
+        let file = File::new("learning");
         let outcome = |way| {
             let history = history();
             let drafts = [&first, &second].map(|rounds| play(&history, (0, problems), rounds, way));
@@ -217,7 +188,7 @@ proptest! {
 
     #[test]
     fn and_kept_in_a_file(first in rounds(), second in rounds()) {
-        let (history, file) = (history(), File::new());
+        let (history, file) = (history(), File::new("learning"));
         let way = Way::Step { reversed: false };
         play(&history, (0, 12), &first, way);
         let before = learned(&history, &file);

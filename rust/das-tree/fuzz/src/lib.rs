@@ -8,6 +8,8 @@ mod model;
 #[path = "../../tests/oracle/mod.rs"]
 mod oracle;
 mod problem;
+#[path = "../../tests/scratch/mod.rs"]
+mod scratch;
 mod script;
 mod twin;
 mod world;

@@ -1,6 +1,6 @@
 //! A rollout history and what it should hold, driven side by side.
 
-use std::{cell::RefCell, path::PathBuf, rc::Rc};
+use std::{cell::RefCell, rc::Rc};
 
 use das_tree::{
     Coupling, Draft, DraftOptions, HistoryOptions, RolloutHistory, Sequence, Shape, StepDrafts,
@@ -11,6 +11,7 @@ use crate::{
     model::Given,
     oracle::{START, assert_same},
     problem::{Problem, Tree},
+    scratch::File,
     script::{Kind, Tally},
     twin,
 };
@@ -426,14 +427,13 @@ impl World {
     pub fn reload(&mut self, tally: &mut Tally) {
         tally.note(Kind::Reload);
         self.say(|| "save and load".into());
-        let file = scratch_file();
-        self.history.save(&file).unwrap();
+        let file = File::new("fuzz");
+        self.history.save(&file.0).unwrap();
         if let Some(history) = &mut self.twin {
-            twin::check_learned(history, &file, self.settings.alphabet as u32);
-            *history = RolloutHistory::load(&file, |_| {}).unwrap();
+            twin::check_learned(history, &file.0, self.settings.alphabet as u32);
+            *history = RolloutHistory::load(&file.0, |_| {}).unwrap();
         }
-        self.history = RolloutHistory::load(&file, |_| {}).unwrap();
-        std::fs::remove_file(&file).unwrap();
+        self.history = RolloutHistory::load(&file.0, |_| {}).unwrap();
         self.running.clear();
         self.problems.iter_mut().for_each(Problem::reload);
         self.check_stats();
@@ -487,10 +487,7 @@ impl Wanted {
 /// A row of a batch as a draft. The cells it does not use must be empty.
 fn draft_of(drafts: &StepDrafts, row: usize, width: usize) -> Draft {
     let size = drafts.sizes[row] as usize;
-    let (used, unused) = (
-        row * width..row * width + size,
-        row * width + size..(row + 1) * width,
-    );
+    let mut unused = row * width + size..(row + 1) * width;
     let is_empty = |cell: usize| {
         (
             drafts.tokens[cell],
@@ -498,33 +495,8 @@ fn draft_of(drafts: &StepDrafts, row: usize, width: usize) -> Draft {
             drafts.probabilities[cell],
         ) == (0, -1, 0.0)
     };
-    assert!(
-        unused.into_iter().all(is_empty),
-        "unused cells of row {row}"
-    );
-    Draft {
-        tokens: drafts.tokens[used.clone()]
-            .iter()
-            .map(|&token| token as u32)
-            .collect(),
-        parents: drafts.parents[used.clone()].to_vec(),
-        probabilities: drafts.probabilities[used].to_vec(),
-    }
-}
-
-/// A file of this thread's, in memory if there is a place for that.
-fn scratch_file() -> PathBuf {
-    let memory = PathBuf::from("/dev/shm");
-    let folder = if memory.is_dir() {
-        memory
-    } else {
-        std::env::temp_dir()
-    };
-    folder.join(format!(
-        "das-fuzz-{}-{:?}",
-        std::process::id(),
-        std::thread::current().id()
-    ))
+    assert!(unused.all(is_empty), "unused cells of row {row}");
+    drafts.draft(row)
 }
 
 /// Shared by the rollouts that run in a tree and the problem it belongs to.

@@ -14,6 +14,8 @@ mod numbers;
 mod oracle;
 mod problems;
 mod rule;
+#[path = "../scratch/mod.rs"]
+mod scratch;
 mod texts;
 mod world;
 

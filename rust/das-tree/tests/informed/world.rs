@@ -1,9 +1,6 @@
 //! A history and its naive twin, driven side by side.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use das_tree::{
     Coupling, Draft, DraftOptions, HistoryOptions, KnownRows, RolloutHistory, Sequence,
@@ -16,6 +13,7 @@ use crate::{
     oracle::Request,
     problems::{Problem, Tree},
     rule::{Asker, Expectation, Ideas, path_to},
+    scratch::File,
 };
 
 /// Cells of a row as it is given; those that a distribution does not need are unused.
@@ -309,16 +307,7 @@ impl World {
                     ..*options
                 },
             );
-            let cells = row * width..row * width + drafts.sizes[row] as usize;
-            let draft = Draft {
-                tokens: drafts.tokens[cells.clone()]
-                    .iter()
-                    .map(|&token| token as u32)
-                    .collect(),
-                parents: drafts.parents[cells.clone()].to_vec(),
-                probabilities: drafts.probabilities[cells].to_vec(),
-            };
-            self.tied |= !same(&draft, &expected);
+            self.tied |= !same(&drafts.draft(row), &expected);
         }
     }
 
@@ -380,10 +369,9 @@ impl World {
 
     /// Saves the history and goes on with what is loaded. Rollouts that run end there.
     pub fn reload(&mut self) {
-        let file = scratch_file();
-        self.history.save(&file).unwrap();
-        self.history = RolloutHistory::load(&file, |_| ()).unwrap();
-        std::fs::remove_file(&file).unwrap();
+        let file = File::new("informed");
+        self.history.save(&file.0).unwrap();
+        self.history = RolloutHistory::load(&file.0, |_| ()).unwrap();
         for running in self.running.drain(..) {
             running.tree.borrow_mut().close(running.text);
         }
@@ -405,16 +393,4 @@ fn same(draft: &Draft, expected: &Expectation) -> bool {
         }
     }
     true
-}
-
-/// A file of this thread's own, in memory if there is a place for that: files are synced to disk.
-fn scratch_file() -> PathBuf {
-    let (process, thread) = (std::process::id(), std::thread::current().id());
-    let memory = PathBuf::from("/dev/shm");
-    let folder = if memory.is_dir() {
-        memory
-    } else {
-        std::env::temp_dir()
-    };
-    folder.join(format!("das-informed-{process}-{thread:?}"))
 }
