@@ -17,7 +17,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -249,17 +249,25 @@ class Server:
         run = uuid.uuid4().hex
         bodies = [{**request.body, "rid": f"das-doctor-{run}-{i}"} for i, request in enumerate(requests)]
         pool = ThreadPoolExecutor(at_once)
+        running: dict[Future[Any], dict[str, Any]] = {}
         try:
-            answers = list(pool.map(lambda body: self.call("/generate", body), bodies))
+            for body in bodies:
+                running[pool.submit(self.call, "/generate", body)] = body
+            answers = [future.result() for future in running]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for body in bodies:
-                with contextlib.suppress(LosslessError):
-                    self.call("/abort_request", {"rid": body["rid"]}, empty=True)
+            self._abort(running)
             raise
         finally:
             pool.shutdown(cancel_futures=True)
         return [Rollout.of(request.name, answer) for request, answer in zip(requests, answers, strict=True)]
+
+    def _abort(self, running: dict[Future[Any], dict[str, Any]]) -> None:
+        """End requests. One the server has not heard of yet cannot be aborted, so it is told until all have ended."""
+        while left := wait(running, timeout=0.2).not_done:
+            for future in left:
+                with contextlib.suppress(LosslessError):
+                    self.call("/abort_request", {"rid": running[future]["rid"]}, empty=True)
 
     def call(self, path: str, body: dict[str, Any] | None = None, *, empty: bool = False) -> Any:
         """The JSON that a route answers; without a body it is a GET; `empty` answers hold none."""
