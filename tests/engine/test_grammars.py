@@ -158,8 +158,8 @@ def test_a_token_that_the_matcher_refuses_in_spite_of_its_mask_is_dropped():
 
 def test_with_ignore_eos_one_token_of_any_kind_follows_the_end():
     request, other = request_of(Words([[0, 1]]), ignore_eos=True), request_of(Words([[0]]))
-    end_as_plain([request, other, request_of(None)])
-    end_as_plain([request])
+    end_as_plain([request, other, request_of(None)], speculating=True)
+    end_as_plain([request], speculating=True)
     late = request.grammar
     assert isinstance(late, LateEnd)
     assert isinstance(late.grammar, Words)
@@ -180,6 +180,17 @@ def test_with_ignore_eos_one_token_of_any_kind_follows_the_end():
     assert drafts.tokens[0, : drafts.sizes[0]].tolist() == [END]
     late.finished = True
     assert late.grammar.finished
+
+
+def test_a_prefill_behind_the_end_ends_the_request():
+    """After a retraction. The engine then asks for the end before it shows the grammar the prefill's token."""
+    request = request_of(Words([[0]]), ignore_eos=True)
+    end_as_plain([request], speculating=True)
+    for token in (0, END):
+        request.grammar.accept_token(token)
+    assert not request.grammar.is_terminated()
+    end_as_plain([request], speculating=False)
+    assert request.grammar.is_terminated()
 
 
 def test_a_grammar_that_cannot_roll_back_or_is_untested_is_not_followed():

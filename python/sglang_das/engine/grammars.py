@@ -142,7 +142,7 @@ class LateEnd:
 
     There the engine asks whether a grammar has come to its end before it shows it the token just sampled, so that one
     token, of any kind, follows the end token; under speculation it asks afterwards
-    (`BatchResultProcessor.process_batch_result_decode`).
+    (`BatchResultProcessor.process_batch_result_decode`), after a prefill before, as in plain decoding.
     """
 
     def __init__(self, grammar: Any) -> None:
@@ -192,12 +192,19 @@ class LateEnd:
             entry.grammar.fill_vocab_mask(mask, entry.row)
 
 
-def end_as_plain(requests: Sequence[Any]) -> None:
-    """Let the grammars of requests with `ignore_eos` end where they end in plain decoding."""
+def end_as_plain(requests: Sequence[Any], *, speculating: bool) -> None:
+    """Let the grammars of requests with `ignore_eos` end where they end in plain decoding.
+
+    Args:
+        requests: the engine's `Req`s of a step.
+        speculating: whether the engine processes the step's result as that of speculation, not of a prefill. A request
+            can be prefilled again, after a retraction, right behind its end token.
+    """
     for request in requests:
-        if (
-            request.grammar is not None
-            and request.sampling_params.ignore_eos
-            and not isinstance(request.grammar, LateEnd)
-        ):
-            request.grammar = LateEnd(request.grammar)
+        grammar = request.grammar
+        if grammar is None or not request.sampling_params.ignore_eos:
+            continue
+        if isinstance(grammar, LateEnd) and not speculating:
+            request.grammar = grammar.grammar
+        elif speculating and not isinstance(grammar, LateEnd):
+            request.grammar = LateEnd(grammar)

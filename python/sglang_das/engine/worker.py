@@ -163,7 +163,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         stream = torch.get_device_module(self.device).current_stream()
         record_stream_for_v2_verify(batch, None, stream)
         if batch.has_grammar:
-            grammars.end_as_plain(batch.reqs)
+            grammars.end_as_plain(batch.reqs, speculating=batch.forward_mode.is_decode())
         if batch.forward_mode.is_decode():
             result = self._decode(batch, pp_proxy_tensors)
         else:

@@ -37,7 +37,8 @@ pub struct StepDrafts {
     pub sizes: Vec<i32>,
 }
 
-/// Appends to and drafts from all sequences, in order. Each draft has at most `width` nodes.
+/// Appends to and drafts from all sequences, in order. Each draft has at most `width` nodes. What all requests accepted is
+/// learned from before the first draft, unless a sequence is given twice.
 ///
 /// # Errors
 /// As [`Sequence::append_known`]. If an argument is invalid or a sequence closed, nothing has been appended, unless another
@@ -58,16 +59,27 @@ pub fn step_into(
     drafts: &mut StepDrafts,
 ) -> Result<(), Error> {
     SCRATCH.with(|scratch| {
-        let Scratch { trees, draft } = &mut *scratch.borrow_mut();
+        let Scratch {
+            trees,
+            sequences,
+            draft,
+        } = &mut *scratch.borrow_mut();
         let taken_in = check(requests, trees)?;
-        for request in requests {
-            request.sequence.learn(request.accepted, request.known)?;
-        }
-        if spread::pays(requests, trees, width) {
-            return spread::step(requests, trees, width, taken_in, drafts);
+        // Learning looks at the text before the tokens, so that a sequence's later ones must wait for its earlier ones.
+        let ahead = all_different(requests, sequences);
+        if ahead {
+            for request in requests {
+                request.sequence.learn(request.accepted, request.known)?;
+            }
+            if spread::pays(requests, trees, width) {
+                return spread::step(requests, trees, width, taken_in, drafts);
+            }
         }
         drafts.clear(requests.len(), width);
         for (row, request) in requests.iter().enumerate() {
+            if !ahead {
+                request.sequence.learn(request.accepted, request.known)?;
+            }
             let StepRequest {
                 sequence,
                 accepted,
@@ -85,6 +97,7 @@ pub fn step_into(
 #[derive(Default)]
 struct Scratch {
     trees: Vec<usize>,
+    sequences: Vec<usize>,
     draft: Draft,
 }
 
@@ -105,6 +118,18 @@ fn check(requests: &[StepRequest], trees: &mut Vec<usize>) -> Result<usize, Erro
         trees.push(tree);
     }
     Ok((TAKEN_IN / joining.max(1)).max(TAKEN_IN / 16))
+}
+
+/// Whether no sequence is given twice.
+fn all_different(requests: &[StepRequest], sequences: &mut Vec<usize>) -> bool {
+    sequences.clear();
+    sequences.extend(
+        requests
+            .iter()
+            .map(|request| std::ptr::from_ref(request.sequence) as usize),
+    );
+    sequences.sort_unstable();
+    sequences.windows(2).all(|pair| pair[0] != pair[1])
 }
 
 impl StepDrafts {

@@ -199,4 +199,34 @@ proptest! {
         prop_assert_eq!(play(&loaded, (100, 12), &second, way), play(&history, (100, 12), &second, way));
         prop_assert!(learned(&loaded, &file) == learned(&history, &file), "something else was learned");
     }
+
+    #[test]
+    fn also_of_a_sequence_that_a_step_has_twice(rows in prop::collection::vec((0usize..3, accepted()), 1..40)) {
+        let file = File::new("learning");
+        let options = DraftOptions { max_nodes: NODES, coupling: Coupling::Greedy, ..DraftOptions::default() };
+        let outcome = |rows_a_step: usize| {
+            let history = history();
+            let sequences: Vec<Sequence> = (0..3).map(|problem| history.rollout(problem, &[2]).unwrap()).collect();
+            let mut drafts = Vec::new();
+            for rows in rows.chunks(rows_a_step) {
+                let requests: Vec<StepRequest> = rows
+                    .iter()
+                    .map(|(sequence, accepted)| StepRequest {
+                        sequence: &sequences[*sequence],
+                        accepted: &accepted.tokens,
+                        known: accepted.rows(),
+                        options,
+                    })
+                    .collect();
+                let step = step(&requests, NODES).unwrap();
+                drafts.extend((0..rows.len()).map(|row| step.draft(row)));
+            }
+            (drafts, learned(&history, &file))
+        };
+        // 40 rows of three sequences: one of them comes again.
+        let expected = outcome(1);
+        if rows.len() > 3 {
+            prop_assert!(outcome(rows.len()) == expected, "together they draft or learn otherwise");
+        }
+    }
 }
