@@ -52,7 +52,9 @@ pub unsafe fn likeliest(
         match isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: detected on this machine.
-            Isa::Avx512Bf16 | Isa::Avx512 => unsafe { highest_avx512(row, cells, above) },
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => unsafe {
+                highest_avx512(row, cells, above)
+            },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: detected on this machine.
             Isa::Avx2 => unsafe { highest_avx2(row, cells, above) },

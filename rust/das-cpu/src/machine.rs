@@ -22,6 +22,8 @@ impl Dtype {
 /// The instruction set in use, best first. All give the same bits for any batch; they need not agree with each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
+    /// AMX tiles for matrix products of bfloat16; else as [`Isa::Avx512Bf16`].
+    Amx,
     /// AVX-512 with bfloat16 dot products; float32 as [`Isa::Avx512`].
     Avx512Bf16,
     /// AVX-512.
@@ -43,6 +45,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512dq");
             if avx512 && is_x86_feature_detected!("avx512bf16") {
+                if may_use_tiles() {
+                    found.push(Self::Amx);
+                }
                 found.push(Self::Avx512Bf16);
             }
             if avx512 {
@@ -65,12 +70,35 @@ impl Isa {
     /// A short name for logs.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Amx => "amx",
             Self::Avx512Bf16 => "avx512-bf16",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Portable => "portable",
         }
     }
+}
+
+/// Whether the machine has AMX for bfloat16 and the kernel lets this process use it, which has to be asked for once.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn may_use_tiles() -> bool {
+    use std::arch::x86_64::__cpuid_count;
+    // Leaf 7, register edx: AMX-BF16 and AMX-TILE.
+    const TILES: u32 = 1 << 22 | 1 << 24;
+    // `arch_prctl` of Linux, its request for permission, and the state component of tile data.
+    const ARCH_PRCTL: libc::c_long = libc::SYS_arch_prctl;
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    if __cpuid_count(7, 0).edx & TILES != TILES {
+        return false;
+    }
+    // SAFETY: a request that changes nothing but what this process may do.
+    unsafe { libc::syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn may_use_tiles() -> bool {
+    false
 }
 
 /// Asks for the cache lines of `count` elements that will be read soon.

@@ -59,9 +59,9 @@ macro_rules! compiled_for {
         }
         match (Isa::best(), $dtype) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::Bf16) => avx512::<Bf16>($($arg),*),
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::Bf16) => avx512::<Bf16>($($arg),*),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => avx512::<f32>($($arg),*),
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => avx512::<f32>($($arg),*),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, Dtype::Bf16) => avx2::<Bf16>($($arg),*),
             #[cfg(target_arch = "x86_64")]

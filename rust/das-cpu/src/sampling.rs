@@ -162,7 +162,7 @@ pub unsafe fn race(
         match isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: detected on this machine.
-            Isa::Avx512Bf16 | Isa::Avx512 => unsafe { race_avx512(row, state, cells) },
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => unsafe { race_avx512(row, state, cells) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: detected on this machine.
             Isa::Avx2 => unsafe { race_avx2(row, state, cells) },

@@ -418,9 +418,9 @@ pub(super) unsafe fn dispatch(task: &Task<'_>, dtype: Dtype, isa: Isa) {
     unsafe {
         match (isa, dtype) {
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16, Dtype::Bf16) => super::avx512::run_bf16(task),
+            (Isa::Amx | Isa::Avx512Bf16, Dtype::Bf16) => super::avx512::run_bf16(task),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => lanes::run_avx512_f32(task),
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => lanes::run_avx512_f32(task),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512, Dtype::Bf16) => lanes::run_avx512_bf16(task),
             #[cfg(target_arch = "x86_64")]

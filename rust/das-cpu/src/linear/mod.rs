@@ -5,6 +5,8 @@
 //! update in place takes effect at once.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -248,24 +250,30 @@ pub unsafe fn multiply(product: &Product, dtype: Dtype, threads: usize, isa: Isa
     } else {
         threads
     };
-    let chunk = (CACHED / (product.features * size).max(1)).clamp(24, 1024);
-    let chunks = product.rows.div_ceil(chunk);
-    let panels = product.outputs.div_ceil(PANEL);
-    pool::run(threads, chunks * panels, |item| {
-        let (from, first) = (item / panels * chunk, item % panels * PANEL);
-        let (to, last) = (
-            product.rows.min(from + chunk),
-            product.outputs.min(first + PANEL),
-        );
+    #[cfg(target_arch = "x86_64")]
+    if (isa, dtype) == (Isa::Amx, Dtype::Bf16) && amx::fits(product) {
+        let work = |packed: &amx::Packed| {
+            spread(product, dtype, threads, |from, to, first, last| {
+                // SAFETY: the caller's, as below.
+                unsafe {
+                    let rest = amx::panel(product, packed, from, to, first, last);
+                    avx512::panel_bf16(product, from, to, rest, last);
+                }
+            });
+        };
+        // SAFETY: the caller's.
+        return unsafe { amx::with_packed(product, work) };
+    }
+    spread(product, dtype, threads, |from, to, first, last| {
         // SAFETY: the caller vouches for the tensors and the instruction set; items write to disjoint parts of `y`.
         unsafe {
             match (isa, dtype) {
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512Bf16, Dtype::Bf16) => {
+                (Isa::Amx | Isa::Avx512Bf16, Dtype::Bf16) => {
                     avx512::panel_bf16(product, from, to, first, last)
                 }
                 #[cfg(target_arch = "x86_64")]
-                (Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => {
+                (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, Dtype::F32) => {
                     avx512::panel_f32(product, from, to, first, last)
                 }
                 #[cfg(target_arch = "x86_64")]
@@ -278,6 +286,27 @@ pub unsafe fn multiply(product: &Product, dtype: Dtype, threads: usize, isa: Isa
                 (_, Dtype::Bf16) => lanes::panel_portable_bf16(product, from, to, first, last),
             }
         }
+    });
+}
+
+/// Calls `panel(from, to, first, last)` for all rows `from..to` and outputs `first..last` of the product, on up to `threads`
+/// threads.
+fn spread(
+    product: &Product,
+    dtype: Dtype,
+    threads: usize,
+    panel: impl Fn(usize, usize, usize, usize) + Sync,
+) {
+    let chunk = (CACHED / (product.features * dtype.size()).max(1)).clamp(32, 1024) / 32 * 32;
+    let chunks = product.rows.div_ceil(chunk);
+    let panels = product.outputs.div_ceil(PANEL);
+    pool::run(threads, chunks * panels, |item| {
+        let (from, first) = (item / panels * chunk, item % panels * PANEL);
+        let (to, last) = (
+            product.rows.min(from + chunk),
+            product.outputs.min(first + PANEL),
+        );
+        panel(from, to, first, last);
     });
 }
 

@@ -52,6 +52,7 @@ fn check<E: Float + std::fmt::Debug + PartialEq>(dtype: Dtype, isa: Isa) {
         (31, 64),
         (64, 66),
         (65, 3),
+        (96, 50),
         (576, 130),
         (1000, 9),
     ] {
