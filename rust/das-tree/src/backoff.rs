@@ -1,8 +1,7 @@
 //! What is learnt over all problems, or too cheaply to be a tree's: which tokens follow a few others, bounded in memory.
 //!
-//! A table of rows, each the mean distribution after one context of one or two tokens, or of two with one between
-//! them that does not matter. A context's bucket is given by its
-//! hash; a new one takes the place of the one in its bucket seen least. Rows are guarded by a version that is odd while
+//! A table of rows, each the mean distribution after one context: one or two tokens, two with one between them that does
+//! not matter, or one token and what could have been in its place. A context's bucket is given by its hash; a new one takes the place of the one in its bucket seen least. Rows are guarded by a version that is odd while
 //! somebody writes: a reader who meets a writer goes without the row, a writer who meets another leaves what it had to say.
 //! Nobody waits.
 
@@ -74,6 +73,11 @@ impl Key {
     /// The context of `tokens` in drafts of a problem that were not kept.
     pub(crate) fn rejected(problem: u64, tokens: &[Token]) -> Self {
         Self::mix(problem ^ 0x9E37_79B9_7F4A_7C15, tokens)
+    }
+
+    /// The context of a problem's token and of what the target would likeliest have said instead.
+    pub(crate) fn beside(problem: u64, tokens: [Token; 2]) -> Self {
+        Self::mix(problem ^ 0xD1B5_4A32_D192_ED03, &tokens)
     }
 
     fn mix(domain: u64, tokens: &[Token]) -> Self {

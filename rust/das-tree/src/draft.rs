@@ -140,6 +140,10 @@ struct Open {
     depth: u32,
     /// The last tokens.
     last: insight::Last,
+    /// What the target would likeliest have said instead of the last of them, as far as is known.
+    instead: Option<Token>,
+    /// The likeliest next tokens, as far as evidence tells.
+    foreseen: [Option<Token>; 2],
 }
 
 /// A possible next node of the draft.
@@ -368,6 +372,8 @@ impl Scratch {
             contexts: 0..self.contexts.len(),
             depth: 0,
             last: insight::last_of(own),
+            instead: view.sources.insight.and_then(|insight| insight.instead),
+            foreseen: [None; 2],
         };
         self.open.push(root);
         if options.max_nodes > 0 {
@@ -408,11 +414,14 @@ impl Scratch {
                 self.contexts.push(Context { locus, length });
             }
         }
+        let mut others = parent.foreseen.into_iter().flatten();
         self.open.push(Open {
             occurrences: first_occurrence..self.occurrences.len(),
             contexts: first_context..self.contexts.len(),
             depth: parent.depth + 1,
             last: [parent.last[1], parent.last[2], Some(node.token)],
+            instead: others.find(|&other| other != node.token),
+            foreseen: [None; 2],
         });
     }
 
@@ -467,15 +476,17 @@ impl Scratch {
         }
         let trust = &lore.backoff.trust;
         let mut blended = self.blend_evidence(trust, 0);
-        let node = self.open.last().expect("a node was opened");
-        let (last, depth) = (node.last, node.depth);
+        let node = self.open.last_mut().expect("a node was opened");
+        node.foreseen = self.evidence.foreseen();
+        let (last, instead, depth) = (node.last, node.instead, node.depth);
         // Of the first node all is heard, to learn from it; below, only what may still matter.
         let matters = |blend: &Blend| depth == 0 || probability * blend.left() >= least;
         let rejected = insight::rejected_contexts(lore.problem, last).into_iter();
         let rejected = rejected.filter(|_| lore.rejected && view.informed);
         let shared = insight::shared_contexts(last).into_iter();
         let shared = shared.filter(|_| lore.shared);
-        for context in rejected.chain(shared).flatten() {
+        let beside = insight::beside_context(lore, last, instead).filter(|_| view.informed);
+        for context in rejected.chain([beside]).chain(shared).flatten() {
             if !matters(&self.blend) {
                 break;
             }

@@ -24,6 +24,12 @@ impl Observation {
             distribution: Distribution::default(),
         }
     }
+
+    /// The likeliest other token, where that is known.
+    pub(crate) fn instead(&self) -> Option<Token> {
+        let mut others = self.distribution.tokens().iter().copied();
+        others.find(|&other| other != self.token)
+    }
 }
 
 /// What followed the most recent occurrence of a context, in each source.

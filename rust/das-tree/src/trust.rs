@@ -26,9 +26,11 @@ pub(crate) enum Kind {
     /// As `Own` and `History`, where the token drawn was nearly certain.
     OwnSure,
     HistorySure,
+    /// The problem's, after the last token where the target would likeliest have said the same one instead.
+    Beside,
 }
 
-const KINDS: usize = 9;
+const KINDS: usize = 10;
 const LENGTHS: usize = 6;
 const COUNTS: usize = 4;
 const CELLS: usize = KINDS * LENGTHS * COUNTS;
@@ -90,6 +92,7 @@ impl Cell {
             2 => [0.43, 0.30][length.min(1)],
             3 if length == 0 => [0.40, 0.46, 0.56, 0.64][count],
             3 | 4 => [0.39, 0.53, 0.58, 0.65][count],
+            9 => [0.30, 0.41, 0.47, 0.52][count],
             _ => 0.42,
         }
     }
@@ -219,6 +222,7 @@ mod tests {
             Kind::Prompt,
             Kind::OwnSure,
             Kind::HistorySure,
+            Kind::Beside,
         ];
         let mut cells: Vec<u8> = kinds
             .iter()

@@ -246,7 +246,7 @@ fn truncated_and_damaged_files_are_refused() {
     fs::write(&path, &newer).unwrap();
     assert!(
         refusal(&path)
-            .contains("format version 7, this release reads versions up to 3: use a newer release")
+            .contains("format version 7, this release reads versions up to 4: use a newer release")
     );
     fs::write(&path, &whole).unwrap();
     assert_eq!(

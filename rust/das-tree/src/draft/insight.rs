@@ -3,8 +3,8 @@
 //! The latest occurrence of a context brings the target's own distribution there, which says more than the token that was drawn
 //! from it. The dice of the token to be drafted are thrown over each such distribution, and what they pick is its vote. Votes are
 //! mixed like counts (see `blend.rs`), with parts that are learned (`trust.rs`): own text and history, longest context first, then
-//! what is kept of drafts that were not kept, then what follows one or two tokens over all problems, then what the request's text
-//! is made of.
+//! what is kept of drafts that were not kept, then what follows the last token where the target would likeliest have said the same
+//! one instead, then what follows one or two tokens over all problems, then what the request's text is made of.
 
 use crate::{
     backoff::{Backoff, ENTRIES, Key},
@@ -15,7 +15,7 @@ use crate::{
     mixture::Mixture,
     noise::{Coupling, throw},
     text::CHUNK,
-    tree::Tree,
+    tree::{Lore, Tree},
     trust::{Cell, Kind, Verdict},
 };
 
@@ -34,6 +34,8 @@ pub(crate) struct Insight {
     pub(crate) informed: bool,
     /// What its output has been made of lately; kept once distributions have come.
     recent: Mixture<RECENT>,
+    /// What the target would likeliest have said instead of the last token, where that is known.
+    pub(crate) instead: Option<Token>,
     /// The evidence of the last draft about the token that comes next.
     pending: Evidence,
 }
@@ -48,6 +50,8 @@ pub(crate) struct Evidence {
     left: f32,
     /// What was drafted: token, index of the node above, what evidence gave it there.
     drafted: Vec<(Token, i32, Share)>,
+    /// The two likeliest tokens of the first distribution heard, of the own output or history.
+    foreseen: Option<[Option<Token>; 2]>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +98,10 @@ impl Insight {
         self.pending.judge(backoff, tokens);
         let mut last = last_of(text);
         for observation in known {
+            if let Some((key, _, _)) = beside_context(&tree.lore, last, self.instead) {
+                backoff.learn(key, &observation);
+            }
+            self.instead = observation.instead();
             if tree.lore.shared {
                 for (key, _, _) in shared_contexts(last).into_iter().flatten() {
                     backoff.learn(key, &observation);
@@ -133,6 +141,7 @@ impl Evidence {
         self.votes.clear();
         self.counted.clear();
         self.drafted.clear();
+        self.foreseen = None;
         self.left = 1.0;
     }
 
@@ -154,6 +163,11 @@ impl Evidence {
     /// Notes what was drafted.
     pub(crate) fn drafted(&mut self, token: Token, parent: i32, share: Share) {
         self.drafted.push((token, parent, share));
+    }
+
+    /// The two likeliest tokens as far as the evidence tells.
+    pub(crate) fn foreseen(&self) -> [Option<Token>; 2] {
+        self.foreseen.unwrap_or_default()
     }
 
     /// Number of levels.
@@ -228,6 +242,10 @@ impl Evidence {
         coupling: Coupling,
         depth: u32,
     ) {
+        if kind != Kind::Prompt && self.foreseen.is_none() {
+            let mut likeliest = seen.distribution.tokens().iter().copied();
+            self.foreseen = Some([likeliest.next(), likeliest.next()]);
+        }
         if seen.distribution.is_empty() {
             self.votes.push((seen.token, 1.0));
         } else {
@@ -312,6 +330,18 @@ pub(crate) fn rejected_contexts(problem: u64, [_, second, first]: Last) -> [Opti
         pair.map(|(second, first)| row(&[second, first])),
         first.map(|first| row(&[first])),
     ]
+}
+
+/// The context of the row of what follows the last token where the target would likeliest have said the same one instead:
+/// that tells more of what it is about than the token alone.
+pub(crate) fn beside_context(
+    lore: &Lore,
+    [_, _, last]: Last,
+    instead: Option<Token>,
+) -> Option<RowContext> {
+    let (last, instead) = last.zip(instead).filter(|_| lore.soft)?;
+    let key = Key::beside(lore.problem, [last, instead]);
+    Some((key, Kind::Beside, 1))
 }
 
 impl Sources<'_> {

@@ -37,7 +37,7 @@ use crate::{
 
 const MAGIC: [u8; 8] = *b"DASHIST\n";
 /// Raised with every change of the format.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 impl RolloutHistory {
     /// Writes the history to a file, in place of what is there. A rollout that runs is written as far as it has come, as if it
@@ -268,8 +268,8 @@ fn read(input: &mut Input<impl Read>) -> io::Result<(Header, Vec<SavedProblem>, 
     if version > 1 {
         let words = input.number()?;
         lore = input.words(words as usize)?;
-        if version == 2 {
-            lore.clear(); // it had other kinds of evidence
+        if version < VERSION {
+            lore.clear(); // they had other kinds of evidence
         }
         input.checksum("what was learnt over all problems")?;
     }

@@ -21,6 +21,7 @@ pub enum Kind {
     HistorySure,
     Rejected2,
     Rejected1,
+    Beside,
     SharedApart,
     Shared2,
     Shared1,
@@ -44,6 +45,7 @@ fn first_part((kind, length, times): Cell) -> f32 {
         Kind::History | Kind::HistorySure => HISTORY[length][times],
         Kind::Rejected2 => REJECTED2,
         Kind::Rejected1 => REJECTED1,
+        Kind::Beside => BESIDE[times],
         Kind::SharedApart | Kind::Shared2 => SHARED2[times],
         Kind::Shared1 => SHARED1[times],
         Kind::Recent => RECENT,
@@ -131,14 +133,23 @@ pub fn plain(row: &Row) -> Votes {
         .collect()
 }
 
+/// Whose a row is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Of {
+    All,
+    /// A problem's, of drafts not kept.
+    Rejected(u64),
+    /// A problem's, of a token and what could have been in its place.
+    Beside(u64),
+}
+
 /// What is learned over all problems.
 #[derive(Clone, Debug, Default)]
 pub struct Learned {
     parts: BTreeMap<Cell, Fraction>,
     /// By group of voices and log-odds.
     worth: BTreeMap<(u32, i32), Fraction>,
-    /// By problem, if it is of drafts not kept, and context.
-    rows: BTreeMap<(Option<u64>, Vec<u32>), Mixture>,
+    rows: BTreeMap<(Of, Vec<u32>), Mixture>,
 }
 
 impl Learned {
@@ -218,9 +229,9 @@ impl Learned {
         }
     }
 
-    /// Learns what follows a context: over all problems, or after drafts of a problem that were not kept.
-    pub fn follow(&mut self, rejected: Option<u64>, context: &[u32], token: u32, row: &Row) {
-        let mixture = self.rows.entry((rejected, context.to_vec())).or_default();
+    /// Learns what follows a context.
+    pub fn follow(&mut self, of: Of, context: &[u32], token: u32, row: &Row) {
+        let mixture = self.rows.entry((of, context.to_vec())).or_default();
         mixture.learn(token, row, ROW_ENTRIES, ROW_MEMORY);
         for entry in &mut mixture.entries {
             entry.1 = (entry.1 * ROW_UNIT).floor() / ROW_UNIT;
@@ -228,8 +239,8 @@ impl Learned {
         mixture.entries.retain(|entry| entry.1 > 0.0);
     }
 
-    pub fn row(&self, rejected: Option<u64>, context: &[u32]) -> Option<&Mixture> {
-        self.rows.get(&(rejected, context.to_vec()))
+    pub fn row(&self, of: Of, context: &[u32]) -> Option<&Mixture> {
+        self.rows.get(&(of, context.to_vec()))
     }
 
     /// How far it has come: the most observations behind a part, and behind a knot.
@@ -240,6 +251,13 @@ impl Learned {
             most(self.worth.values().map(|fraction| fraction.all).collect()),
         )
     }
+}
+
+/// The first token of a row, and so the likeliest, that is another one.
+pub fn instead(token: u32, row: &Row) -> Option<u32> {
+    row.iter()
+        .map(|entry| entry.0)
+        .find(|&other| other != token)
 }
 
 /// The context of the last of three tokens and the first of them, whatever is between.

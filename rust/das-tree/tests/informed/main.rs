@@ -275,7 +275,7 @@ fn drafts_are_the_naive_ones() {
     );
     assert_eq!(
         asked.borrow().len(),
-        11,
+        12,
         "kinds of evidence that were asked: {:?}",
         asked.borrow()
     );

@@ -69,6 +69,8 @@ pub const HISTORY: [[f32; 4]; 6] = [
 /// Rows over all problems, by distributions seen, after two tokens and after one.
 pub const SHARED2: [f32; 4] = [0.39, 0.53, 0.58, 0.65];
 pub const SHARED1: [f32; 4] = [0.40, 0.46, 0.56, 0.64];
+/// Rows of a problem after a token and what could have been in its place, by distributions seen.
+pub const BESIDE: [f32; 4] = [0.30, 0.41, 0.47, 0.52];
 /// Rows of drafts not kept, after two tokens and after one; what the own text has been made of.
 pub const REJECTED2: f32 = 0.30;
 pub const REJECTED1: f32 = 0.43;

@@ -8,7 +8,9 @@ use std::{
 use das_tree::{DraftOptions, Shape};
 
 use crate::{
-    learned::{Cell, Kind, Learned, Mixture, Row, Share, Votes, apart, cell, plain, votes},
+    learned::{
+        Cell, Kind, Learned, Mixture, Of, Row, Share, Votes, apart, cell, instead, plain, votes,
+    },
     numbers::*,
     oracle::{Request, in_units, sum},
     texts::Texts,
@@ -35,6 +37,8 @@ pub struct Asker<'a> {
     pub learned: &'a Learned,
     /// What the own text has been made of, if distributions came with it.
     pub recent: Option<&'a Mixture>,
+    /// What could have been in place of the last token of the own text.
+    pub instead: Option<u32>,
     pub options: DraftOptions,
 }
 
@@ -68,6 +72,8 @@ struct Mix {
     counts_left: f32,
     /// History contexts that are of use below.
     contexts: Vec<usize>,
+    /// What was kept where the first level of own output or history was seen.
+    foreseen: Row,
 }
 
 impl Expectation {
@@ -114,6 +120,8 @@ impl Asker<'_> {
         let [own, history] = self.request.contexts();
         // Per node, the root first: its history contexts.
         let mut contexts = Vec::new();
+        // And what is foreseen there.
+        let mut foreseen: Vec<Row> = Vec::new();
         let mut waiting: Vec<Node> = Vec::new();
         let (mut parent, mut reached, mut path) = (-1, 1.0, Vec::new());
         loop {
@@ -121,10 +129,19 @@ impl Asker<'_> {
                 -1 => &history,
                 _ => &contexts[(1 + draft.nodes[parent as usize].parent) as usize],
             };
-            let mix = self.mix(&path, reached, &own, inherited);
+            let instead = match parent {
+                -1 => self.instead,
+                _ => {
+                    let node = draft.nodes[parent as usize];
+                    let above = &foreseen[(1 + node.parent) as usize];
+                    instead(node.token, &above[..above.len().min(2)].to_vec())
+                }
+            };
+            let mix = self.mix(&path, reached, [&own, inherited], instead);
             draft.asked.extend(mix.levels.iter().map(|level| level.0.0));
             let mut children = self.children(parent, reached, &mix.shares);
             contexts.push(mix.contexts);
+            foreseen.push(mix.foreseen);
             if parent == -1 {
                 (draft.counted, draft.left, draft.levels) =
                     (mix.counted, mix.counts_left, mix.levels);
@@ -173,7 +190,13 @@ impl Asker<'_> {
     }
 
     /// Mixes the evidence after a path, which is reached with some probability.
-    fn mix(&self, path: &[u32], reached: f32, own: &[usize], history: &[usize]) -> Mix {
+    fn mix(
+        &self,
+        path: &[u32],
+        reached: f32,
+        [own, history]: [&[usize]; 2],
+        instead: Option<u32>,
+    ) -> Mix {
         let mut mix = Mix {
             shares: BTreeMap::new(),
             left: 1.0,
@@ -181,11 +204,13 @@ impl Asker<'_> {
             counted: BTreeMap::new(),
             counts_left: 1.0,
             contexts: history.to_vec(),
+            foreseen: Row::new(),
         };
         if self.informed() {
-            self.seen(path, history)
-                .into_iter()
-                .for_each(|level| self.add(&mut mix, level));
+            let seen = self.seen(path, history);
+            let of_output = seen.iter().find(|seen| seen.0.0.0 != Kind::Prompt);
+            mix.foreseen = of_output.map(|seen| seen.1.clone()).unwrap_or_default();
+            seen.into_iter().for_each(|seen| self.add(&mut mix, seen.0));
         } else {
             let (blended, kept) = self.request.blend(path, own, history);
             let share = |(token, (estimate, voices))| (token, Share { estimate, voices });
@@ -197,20 +222,9 @@ impl Asker<'_> {
         }
         let least = (LEAST_HEARD / self.options.max_nodes as f32).min(MOST_UNHEARD);
         let matters = |mix: &Mix| path.is_empty() || reached * mix.left >= least;
-        let mut rows = Vec::new();
-        if self.ideas.rejected && self.informed() {
-            rows.extend([(Kind::Rejected2, 2), (Kind::Rejected1, 1)]);
-        }
-        if self.ideas.shared {
-            rows.extend([
-                (Kind::SharedApart, 3),
-                (Kind::Shared2, 2),
-                (Kind::Shared1, 1),
-            ]);
-        }
-        for (kind, tokens) in rows {
+        for (kind, tokens) in self.rows() {
             if matters(&mix) {
-                let level = self.row(path, kind, tokens);
+                let level = self.row(path, kind, tokens, instead);
                 level
                     .into_iter()
                     .for_each(|level| self.add(&mut mix, level));
@@ -221,6 +235,25 @@ impl Asker<'_> {
             self.add(&mut mix, (cell(Kind::Recent, 1, 1), votes));
         }
         mix
+    }
+
+    /// The rows asked, in order, and how many last tokens their contexts look at.
+    fn rows(&self) -> Vec<(Kind, usize)> {
+        let mut rows = Vec::new();
+        if self.ideas.rejected && self.informed() {
+            rows.extend([(Kind::Rejected2, 2), (Kind::Rejected1, 1)]);
+        }
+        if self.informed() {
+            rows.push((Kind::Beside, 1));
+        }
+        if self.ideas.shared {
+            rows.extend([
+                (Kind::SharedApart, 3),
+                (Kind::Shared2, 2),
+                (Kind::Shared1, 1),
+            ]);
+        }
+        rows
     }
 
     /// Mixes a level in, if there is enough left.
@@ -247,36 +280,43 @@ impl Asker<'_> {
     }
 
     /// The level of a kind's row, if there is one, for which so many last tokens are needed.
-    fn row(&self, path: &[u32], kind: Kind, tokens: usize) -> Option<(Cell, Votes)> {
+    fn row(
+        &self,
+        path: &[u32],
+        kind: Kind,
+        tokens: usize,
+        instead: Option<u32>,
+    ) -> Option<(Cell, Votes)> {
         let before = [&self.request.own[..], path].concat();
         let last = &before[before.len().checked_sub(tokens)?..];
-        let of_rejected = matches!(kind, Kind::Rejected2 | Kind::Rejected1);
-        let rejected = of_rejected.then_some(self.problem);
+        let of = match kind {
+            Kind::Rejected2 | Kind::Rejected1 => Of::Rejected(self.problem),
+            Kind::Beside => Of::Beside(self.problem),
+            _ => Of::All,
+        };
         let context = match kind {
             Kind::SharedApart => apart(last),
+            Kind::Beside => vec![last[0], instead?],
             _ => last.to_vec(),
         };
-        let row = self.learned.row(rejected, &context)?;
+        let row = self.learned.row(of, &context)?;
         let votes = votes(self.options.coupling, path.len(), &row.entries);
         Some((cell(kind, tokens.min(2), row.seen.into()), votes))
     }
 
-    /// Levels of own text and history, longest context first, own text first among equals.
-    fn seen(&self, path: &[u32], history: &[usize]) -> Vec<(Cell, Votes)> {
-        let own = self.own_levels(path);
-        let history = self.history_levels(path, history);
-        let mut all: Vec<(usize, bool, (Cell, Votes))> = Vec::new();
-        all.extend(own.into_iter().map(|(length, level)| (length, true, level)));
-        all.extend(
-            history
-                .into_iter()
-                .map(|(length, level)| (length, false, level)),
-        );
+    /// Levels of own text and history, longest context first, own text first among equals; and what was kept where they were
+    /// seen.
+    fn seen(&self, path: &[u32], history: &[usize]) -> Vec<((Cell, Votes), Row)> {
+        let own = self.own_levels(path).into_iter();
+        let history = self.history_levels(path, history).into_iter();
+        let own = own.map(|(length, level, row)| (length, true, (level, row)));
+        let history = history.map(|(length, level, row)| (length, false, (level, row)));
+        let mut all: Vec<_> = own.chain(history).collect();
         all.sort_by_key(|&(length, own, _)| Reverse((length, own)));
-        all.into_iter().map(|(_, _, level)| level).collect()
+        all.into_iter().map(|(_, _, seen)| seen).collect()
     }
 
-    fn own_levels(&self, path: &[u32]) -> Vec<(usize, (Cell, Votes))> {
+    fn own_levels(&self, path: &[u32]) -> Vec<(usize, (Cell, Votes), Row)> {
         let own = &self.request.own;
         let Some((&last, before)) = own.split_last() else {
             return Vec::new();
@@ -308,7 +348,8 @@ impl Asker<'_> {
                 false => Kind::Own,
             };
             let cell = cell(kind, length + path.len(), of_it.count() as u64);
-            (length, (cell, self.vote(own[next], &row, path.len())))
+            let votes = self.vote(own[next], &row, path.len());
+            (length, (cell, votes), row)
         };
         lengths.into_iter().take(LEVELS).map(level).collect()
     }
@@ -321,7 +362,7 @@ impl Asker<'_> {
         }
     }
 
-    fn history_levels(&self, path: &[u32], contexts: &[usize]) -> Vec<(usize, (Cell, Votes))> {
+    fn history_levels(&self, path: &[u32], contexts: &[usize]) -> Vec<(usize, (Cell, Votes), Row)> {
         let tail = &self.request.tail;
         let mut levels = Vec::new();
         let mut last = 0;
@@ -329,12 +370,12 @@ impl Asker<'_> {
             let string = [&tail[tail.len() - length..], path].concat();
             let (all, own) = self.request.history(length, path);
             let level = self.history_level(&string, sum(&all) - sum(&own), path.len(), &mut last);
-            levels.extend(level.map(|level| (length, level)));
+            levels.extend(level.map(|(level, row)| (length, level, row)));
         }
         // The last drafted token begins a context of its own.
         if let Some(&token) = path.last().filter(|_| levels.len() < LEVELS) {
             let level = self.history_level(&[token], self.total(&[token]), path.len(), &mut last);
-            levels.extend(level.map(|level| (0, level)));
+            levels.extend(level.map(|(level, row)| (0, level, row)));
         }
         levels.truncate(LEVELS);
         levels
@@ -347,7 +388,7 @@ impl Asker<'_> {
         total: u64,
         depth: usize,
         last: &mut u64,
-    ) -> Option<(Cell, Votes)> {
+    ) -> Option<((Cell, Votes), Row)> {
         if string.len() >= self.texts.oracle.max_depth || total == 0 || total == *last {
             return None;
         }
@@ -359,7 +400,7 @@ impl Asker<'_> {
             Kind::History
         };
         let cell = cell(kind, string.len(), in_units(total, self.texts.oracle.unit));
-        Some((cell, self.vote(token, &row, depth)))
+        Some(((cell, self.vote(token, &row, depth)), row))
     }
 
     /// Weight of the counted occurrences of a string that something follows.

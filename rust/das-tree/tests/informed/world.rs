@@ -8,7 +8,7 @@ use das_tree::{
 };
 
 use crate::{
-    learned::{Kind, Learned, Mixture, Row, apart},
+    learned::{Kind, Learned, Mixture, Of, Row, apart, instead},
     numbers::{CERTAIN, RECENT_ENTRIES, RECENT_MEMORY},
     oracle::Request,
     problems::{Problem, Tree},
@@ -100,6 +100,8 @@ struct Running {
     prompt: usize,
     informed: bool,
     recent: Mixture,
+    /// What could have been in place of its last token.
+    instead: Option<u32>,
     expected: Option<Expectation>,
 }
 
@@ -171,6 +173,7 @@ impl World {
             prompt: prompt.len(),
             informed: false,
             recent: Mixture::default(),
+            instead: None,
             expected: None,
         });
     }
@@ -196,6 +199,11 @@ impl World {
         }
         let mut own = running.own.clone();
         for (token, row) in piece.kept() {
+            if let Some(other) = running.instead.filter(|_| self.options.soft) {
+                let context = [own[own.len() - 1], other];
+                learned.follow(Of::Beside(running.problem), &context, token, &row);
+            }
+            running.instead = instead(token, &row);
             for length in [1, 2, 3] {
                 if self.options.shared && own.len() >= length {
                     let last = &own[own.len() - length..];
@@ -204,7 +212,7 @@ impl World {
                     } else {
                         last.to_vec()
                     };
-                    learned.follow(None, &context, token, &row);
+                    learned.follow(Of::All, &context, token, &row);
                 }
             }
             running
@@ -247,6 +255,7 @@ impl World {
             ideas: self.ideas(),
             learned: &self.learned,
             recent: Some(&running.recent).filter(|_| running.informed),
+            instead: running.instead,
             options: *options,
         };
         let expected = asker.draft();
@@ -327,6 +336,7 @@ impl World {
             ideas: self.ideas(),
             learned: &self.learned,
             recent: None,
+            instead: None,
             options: *options,
         };
         same(&draft, &asker.draft());
@@ -343,7 +353,7 @@ impl World {
             if let Some(&(likeliest, _)) = row.first() {
                 for context in [&context[..], &context[1..]] {
                     self.learned
-                        .follow(Some(running.problem), context, likeliest, &row);
+                        .follow(Of::Rejected(running.problem), context, likeliest, &row);
                 }
             }
         }
