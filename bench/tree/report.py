@@ -111,7 +111,7 @@ def plot(file: Path, results: list[Row]) -> None:
             panel.grid(visible=True, which="both", alpha=0.2)
     for panel in panels[-1]:
         panel.set_xlabel("tokens stored")
-    panels[0][0].legend()
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="upper right", ncols=5)
     figure.suptitle(machine.describe()["cpu"])
     figure.tight_layout()
     figure.savefig(file)
