@@ -85,6 +85,7 @@ _OPTIONS = ["--disable-overlap-schedule", "--enable-custom-logit-processor"]
 
 def _fixture(server: Server, model: Path) -> dict[str, Any]:
     """What the kits find on `self`: SGLang's fixture, save that the server is ours."""
+    import openai
     from sglang.srt.utils.hf_transformers_utils import get_tokenizer
     from sglang.test.server_fixtures.spec_eagle_fixture import SpecEagleServerBase
 
@@ -95,6 +96,7 @@ def _fixture(server: Server, model: Path) -> dict[str, Any]:
         "process": server,  # kits ask it whether the server has ended
         "tokenizer": get_tokenizer(str(model)),
         "setUpClass": classmethod(lambda cls: None),
+        "client": openai.Client(base_url=f"{server.url}/v1", api_key="none"),
         **{name: getattr(SpecEagleServerBase, name) for name in helpers},
     }
 
