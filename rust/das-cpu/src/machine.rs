@@ -85,15 +85,20 @@ fn may_use_tiles() -> bool {
     use std::arch::x86_64::__cpuid_count;
     // Leaf 7, register edx: AMX-BF16 and AMX-TILE.
     const TILES: u32 = 1 << 22 | 1 << 24;
-    // `arch_prctl` of Linux, its request for permission, and the state component of tile data.
-    const ARCH_PRCTL: libc::c_long = libc::SYS_arch_prctl;
+    // The request for permission, and the state component of tile data.
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_long = 18;
     if __cpuid_count(7, 0).edx & TILES != TILES {
         return false;
     }
     // SAFETY: a request that changes nothing but what this process may do.
-    unsafe { libc::syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+    unsafe {
+        libc::syscall(
+            libc::SYS_arch_prctl,
+            ARCH_REQ_XCOMP_PERM,
+            XFEATURE_XTILEDATA,
+        ) == 0
+    }
 }
 
 #[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]

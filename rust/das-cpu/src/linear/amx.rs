@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 
 /// Rows of a tile: weights, rows of `x`, pairs of features.
-pub(super) const SIDE: usize = 16;
+const SIDE: usize = 16;
 /// Features of a tile.
 const DEPTH: usize = 2 * SIDE;
 /// Bytes of a tile's row.

@@ -1,7 +1,7 @@
 //! Matrix products `y = x w^T + b` whose rows do not depend on the batch.
 //!
 //! Each output element is one dot product: partial sums in fixed lanes over the features in order, then a fixed tree over
-//! the lanes. Tiles only decide which elements are worked on together. Weights are read as the model stores them, so an
+//! the lanes; with AMX one sum over pairs of features in order. Tiles only decide which elements are worked on together. Weights are read as the model stores them, so an
 //! update in place takes effect at once.
 
 #[cfg(target_arch = "x86_64")]
@@ -21,6 +21,8 @@ const OUTPUTS: usize = 4;
 const PANEL: usize = 64;
 /// Bytes of `x` that should stay in the cache while weights pass by.
 const CACHED: usize = 256 << 10;
+/// A chunk of rows begins at a multiple of this, so that AMX tiles are whole.
+const ROWS: usize = 2 * 16;
 /// Bytes of weights below which waking a helper thread costs more than it saves.
 const PARALLEL_BYTES: usize = 256 << 10;
 
@@ -297,7 +299,7 @@ fn spread(
     threads: usize,
     panel: impl Fn(usize, usize, usize, usize) + Sync,
 ) {
-    let chunk = (CACHED / (product.features * dtype.size()).max(1)).clamp(32, 1024) / 32 * 32;
+    let chunk = (CACHED / (product.features * dtype.size()).max(1)).clamp(ROWS, 1024) / ROWS * ROWS;
     let chunks = product.rows.div_ceil(chunk);
     let panels = product.outputs.div_ceil(PANEL);
     pool::run(threads, chunks * panels, |item| {

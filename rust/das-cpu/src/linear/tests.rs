@@ -55,6 +55,7 @@ fn check<E: Float + std::fmt::Debug + PartialEq>(dtype: Dtype, isa: Isa) {
         (96, 50),
         (576, 130),
         (1000, 9),
+        (8192, 20), // rows in chunks
     ] {
         let rows = 61;
         let case = Case::<E> {
