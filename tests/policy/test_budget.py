@@ -96,6 +96,21 @@ def share(model: AcceptanceModel, rows: np.ndarray, effort: float) -> np.ndarray
     return k * (1 - np.exp(-alpha * effort))
 
 
+def test_a_problem_whose_drafts_promise_nothing_has_a_budget_too():
+    model = AcceptanceModel(nodes=4, max_problems=8)
+    rows = np.array([0, 1])
+    for row in rows:
+        model.open(row, problem=row)
+    hopeless = np.array([[1e-6] * 4, [0.0] * 4], np.float32)
+    for _ in range(600):
+        model.observe(rows, hopeless, np.full(2, 4, np.int32))
+    alpha, k = model.curve(rows)
+    assert (k > 0).all()
+    for printed in (False, True):
+        budget = solve(np.array([100.0, 200.0]), alpha, k, 300.0, 1.0, printed=printed)
+        assert np.isfinite(budget.proposals).all()
+
+
 def test_problems_have_curves_of_their_own_and_new_ones_the_common_one():
     model = AcceptanceModel(15, 100)
     rows = np.arange(2)

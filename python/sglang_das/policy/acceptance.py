@@ -31,6 +31,8 @@ _BORROWED = 32.0  # request steps of the common average that a problem starts wi
 _REFIT_EVERY = 16  # steps
 _ALPHAS = np.geomspace(0.05, 20.0, 61)
 _START = 0.7  # alpha and k without evidence
+_LEAST_K = 0.01
+_PROMISE = 1e-6  # drafts accepted in a request step of which something can be learned
 
 
 class AcceptanceModel:
@@ -101,8 +103,8 @@ class AcceptanceModel:
         common = self._common / self._common_steps
         averages = self._evidence[slots] + _BORROWED * common
         averages /= (self._steps[slots] + _BORROWED)[:, None, None]
-        alpha, k = _fit(np.concatenate((common[None], averages)))
-        if k[0] > 0.0:  # drafts promised something
+        if common[0].sum() > _PROMISE:
+            alpha, k = _fit(np.concatenate((common[None], averages)))
             self.alpha, self.k = float(alpha[0]), float(k[0])
             self._alpha[slots], self._k[slots] = alpha[1:], k[1:]
         kept = np.minimum(1.0, _MEMORY / np.maximum(self._steps[slots], 1.0))
@@ -113,12 +115,12 @@ class AcceptanceModel:
 def _fit(averages: Floats) -> tuple[Floats, Floats]:
     """(alpha, k), [m] each, of least squares of A / l over p / l; k is linear, alpha searched.
 
-    ``averages`` [m, 2, nodes]: accepted and proposed in a request step, by depth. k is 0 where nothing is accepted.
+    ``averages`` [m, 2, nodes]: accepted and proposed in a request step, by depth. k is never zero: (7') divides by it.
     """
     accepted, proposed = np.cumsum(averages, axis=2).swapaxes(0, 1)
     share, effort = accepted / (1.0 + accepted), proposed / (1.0 + accepted)
     rise = 1.0 - np.exp(-_ALPHAS[:, None] * effort[:, None, :])  # [m, alphas, nodes]
     k = np.einsum("man,mn->ma", rise, share) / np.maximum((rise * rise).sum(axis=2), 1e-12)
-    k = np.where(accepted[:, -1:] > 1e-6, np.clip(k, 0.01, 1.0), 0.0)
+    k = np.clip(k, _LEAST_K, 1.0)
     best = ((k[:, :, None] * rise - share[:, None, :]) ** 2).sum(axis=2).argmin(axis=1)
     return _ALPHAS[best], k[np.arange(len(k)), best]
