@@ -80,7 +80,7 @@ def _run(arm: str, tests: dict[Kit, list[str]], folder: Path) -> list[Row]:
         return [_run_test(kit, name, fixture) for kit, names in tests.items() for name in names]
 
 
-_OPTIONS = ["--disable-overlap-schedule", "--enable-custom-logit-processor"]
+_OPTIONS = ["--disable-overlap-schedule", "--enable-custom-logit-processor", "--enable-return-hidden-states"]
 
 
 def _fixture(server: Server, model: Path) -> dict[str, Any]:

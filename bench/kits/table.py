@@ -24,6 +24,7 @@ KITS = (
     Kit(SPEC, "SpecCorrectnessKit", {"acc_length_thres": 1.0, "batch_accept_len_thres": 1.0}),
     Kit(SPEC, "SpecParityKit"),
     Kit(SPEC, "SpecLogprobKit"),
+    Kit(SPEC, "SpecHiddenStatesKit"),
     Kit(SPEC, "SpecPenaltyKit"),
     Kit(SPEC, "SpecFeatureKit"),
     Kit(SPEC, "SpecGrammarKit"),
@@ -42,7 +43,6 @@ KITS = (
 NOT_HERE = {
     "SpecAccuracyKit, SpecPerfKit, eval_accuracy_kit, lm_eval_kit, reasoning_kit": "data sets from a model hub",
     "SpecSamplingMaskKit": "the engine refuses a request with return_sampling_mask under any speculation but DFLASH",
-    "SpecHiddenStatesKit": "hidden states are refused at the start: --enable-return-hidden-states",
     "spec_decoding_kit, perf_bench_kit, vlm_perf_kit, fwd_occupancy_kit": "measure the speed of a GPU",
     "kl_divergence_kit, cache_hit_kit": "a prompt file or data set from a model hub",
     "WaitingTimeoutMixin, RunningTimeoutTwoWaveMixin": "a server with time limits of their own",

@@ -23,7 +23,6 @@ def arguments(**changes):
         "speculative_num_draft_tokens": None,
         "rl_on_policy_target": None,
         "enable_watermark": False,
-        "enable_return_hidden_states": False,
     }
     return SimpleNamespace(attention_backend="fa3", page_size=64, **{**plain, **changes})
 
@@ -70,7 +69,6 @@ def test_a_given_width_is_kept():
         ({"speculative_num_draft_tokens": 0}, "give --speculative-num-draft-tokens 16"),
         ({"rl_on_policy_target": "fsdp"}, "drop --rl-on-policy-target"),
         ({"enable_watermark": True}, "drop --enable-watermark"),
-        ({"enable_return_hidden_states": True}, "drop --enable-return-hidden-states"),
     ],
 )
 def test_an_unsupported_option_is_refused_with_a_remedy(change, remedy):

@@ -125,7 +125,7 @@ class Client:
 OPTIONS = {
     "": [],
     # As the training frameworks start it that send and take token ids.
-    "ids": ["--skip-tokenizer-init"],
+    "ids": ["--skip-tokenizer-init", "--enable-return-hidden-states"],
     # Every other way of scheduling at once: little memory, hopefully given away, prefill in chunks, priorities.
     "tight": [
         *("--schedule-conservativeness", "0.1"),

@@ -127,11 +127,6 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda v: v is not None,
         "the on-policy sampler draws from bfloat16 logits, which is untested here; drop --rl-on-policy-target",
     ),
-    (
-        "enable_return_hidden_states",
-        bool,
-        "hidden states of drafted tokens are not returned; drop --enable-return-hidden-states",
-    ),
     ("enable_watermark", bool, "watermarked sampling is not supported; drop --enable-watermark"),
 )
 

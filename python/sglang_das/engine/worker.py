@@ -217,7 +217,11 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         if batch.return_logprob:
             compute_spec_logprobs(batch, result.logits_output, predict, accept_index=accept_index)
         batch.forward_mode = ForwardMode.DECODE
-        emitted = predict[accept_index.long()]  # -1 wraps to some token beyond accept_lens, which nobody reads
+        path = accept_index.long()
+        emitted = predict[path]  # -1 wraps to some token beyond accept_lens, which nobody reads
+        if batch.return_hidden_states:
+            # The engine reads each request's rows from its first one on, one a token (`batch_result_processor.py`).
+            result.logits_output.hidden_states = result.logits_output.hidden_states[path.flatten()]
         return self._result(
             batch,
             result,
