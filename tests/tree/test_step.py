@@ -32,6 +32,7 @@ def test_step_equals_separate_calls(rounds: list[list[list[int]]], shape: str) -
         drafted = step(together, tokens, offsets, max_nodes, floors, 8, shape)
         for i, sequence in enumerate(apart):
             sequence.append(accepted[i])
+        for i, sequence in enumerate(apart):
             draft = sequence.draft(int(max_nodes[i]), float(floors[i]), shape)
             size = int(drafted[3][i])
             assert size == len(draft)

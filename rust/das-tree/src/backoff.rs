@@ -39,19 +39,37 @@ pub(crate) struct Backoff {
     pub(crate) calibration: Calibration,
 }
 
+/// Rows that a context may be in. What tells them apart lies in one cache line: looking for a row is one miss.
 #[derive(Debug, Default)]
-struct Bucket([Row; WAYS]);
+#[repr(align(64))]
+struct Bucket {
+    heads: [Head; WAYS],
+    entries: [Entries; WAYS],
+}
 
+/// Of a row: what it is about.
 #[derive(Debug, Default)]
-struct Row {
-    /// Odd while it is written.
+struct Head {
+    /// Odd while the row is written.
     version: AtomicU32,
     seen: AtomicU32,
     /// The context's hash; zero in an unused row.
     key: AtomicU64,
+}
+
+/// Of a row: what it says. Entries in use come first.
+#[derive(Debug, Default)]
+struct Entries {
     tokens: [AtomicU32; ENTRIES],
     /// Shares of two entries in a word; zero in an unused entry.
     shares: [AtomicU32; ENTRIES / 2],
+}
+
+/// A row of a bucket.
+#[derive(Clone, Copy, Debug)]
+struct Row<'a> {
+    head: &'a Head,
+    entries: &'a Entries,
 }
 
 /// A context.
@@ -122,18 +140,24 @@ impl Backoff {
 
     /// The mean distribution after a context, into `mixture`; whether there is one.
     pub(crate) fn read(&self, key: Key, mixture: &mut Mixture<ENTRIES>) -> bool {
-        let slot = self
-            .buckets
-            .get()
-            .and_then(|buckets| self.slot(buckets, key));
-        let bucket = slot.and_then(OnceLock::get);
-        bucket.is_some_and(|bucket| bucket.0.iter().any(|row| row.read(key, mixture)))
+        let row = self.made_bucket(key).and_then(|bucket| bucket.find(key));
+        row.is_some_and(|row| row.read(key, mixture))
+    }
+
+    /// Reads a little of the row in which a context is or would be learned, so that the memory of several is fetched at once:
+    /// the exchange that takes a row waits for all that is read before it.
+    pub(crate) fn touch(&self, key: Key) {
+        if let Some(bucket) = self.made_bucket(key) {
+            let entries = bucket.find_or_give(key).entries;
+            let ends = [&entries.tokens[0], &entries.shares[0]];
+            std::hint::black_box(ends.map(|word| word.load(Ordering::Relaxed))); // nothing comes of it
+        }
     }
 
     /// Learns what followed a context.
     pub(crate) fn learn(&self, key: Key, observation: &Observation) {
         if let Some(bucket) = self.bucket(key) {
-            bucket.row(key).learn(key, observation);
+            bucket.find_or_give(key).learn(key, observation);
         }
     }
 
@@ -142,7 +166,7 @@ impl Backoff {
         let mut words: Vec<u32> = self.trust.words().chain(self.calibration.words()).collect();
         let buckets = self.buckets.get().map_or(&[][..], |buckets| buckets);
         let made = buckets.iter().filter_map(OnceLock::get);
-        for row in made.flat_map(|bucket| &bucket.0) {
+        for row in made.flat_map(|bucket| bucket.rows()) {
             row.write_words(&mut words);
         }
         words
@@ -161,9 +185,15 @@ impl Backoff {
         for row in rows.chunks_exact(ROW_WORDS) {
             let key = Key(u64::from(row[1]) << 32 | u64::from(row[0]));
             if let Some(bucket) = self.bucket(key) {
-                bucket.row(key).restore(key, &row[2..]);
+                bucket.find_or_give(key).restore(key, &row[2..]);
             }
         }
+    }
+
+    /// The bucket of a context, if it has been made.
+    fn made_bucket(&self, key: Key) -> Option<&Bucket> {
+        let slot = self.slot(self.buckets.get()?, key)?;
+        slot.get().map(|bucket| &**bucket)
     }
 
     /// The bucket of a context, made if need be.
@@ -190,30 +220,41 @@ impl Backoff {
 }
 
 impl Bucket {
+    fn rows(&self) -> impl Iterator<Item = Row<'_>> {
+        let pairs = self.heads.iter().zip(&self.entries);
+        pairs.map(|(head, entries)| Row { head, entries })
+    }
+
+    /// The row of a context.
+    fn find(&self, key: Key) -> Option<Row<'_>> {
+        self.rows()
+            .find(|row| row.head.key.load(Ordering::Relaxed) == key.0) // looked at again under the version
+    }
+
     /// The row of a context, or the one it may have.
-    fn row(&self, key: Key) -> &Row {
-        let is_its = |row: &&Row| row.key.load(Ordering::Relaxed) == key.0; // looked at again under the version
-        let seen = |row: &&Row| row.seen.load(Ordering::Relaxed); // a preference
-        let own = self.0.iter().find(is_its);
-        own.unwrap_or_else(|| self.0.iter().min_by_key(seen).expect("a bucket has rows"))
+    fn find_or_give(&self, key: Key) -> Row<'_> {
+        let seen = |row: &Row| row.head.seen.load(Ordering::Relaxed); // a preference
+        self.find(key)
+            .unwrap_or_else(|| self.rows().min_by_key(seen).expect("a bucket has rows"))
     }
 }
 
-impl Row {
+impl Row<'_> {
     /// What `look` finds in the row, if nobody writes it meanwhile.
     fn undisturbed<T>(&self, look: impl FnOnce() -> T) -> Option<T> {
-        let before = self.version.load(Ordering::Acquire); // what is read below was written before this version or later
+        let version = &self.head.version;
+        let before = version.load(Ordering::Acquire); // what is read below was written before this version or later
         if before % 2 == 1 {
             return None;
         }
         let found = look();
         fence(Ordering::Acquire); // if any of it was written later, the version below has moved
-        (self.version.load(Ordering::Relaxed) == before).then_some(found)
+        (version.load(Ordering::Relaxed) == before).then_some(found)
     }
 
     fn read(&self, key: Key, mixture: &mut Mixture<ENTRIES>) -> bool {
         let look = || {
-            let is_its = self.key.load(Ordering::Relaxed) == key.0; // checked by the version
+            let is_its = self.head.key.load(Ordering::Relaxed) == key.0; // checked by the version
             if is_its {
                 self.copy(mixture);
             }
@@ -223,26 +264,33 @@ impl Row {
     }
 
     fn copy(&self, mixture: &mut Mixture<ENTRIES>) {
-        mixture.seen = self.seen.load(Ordering::Relaxed); // this and all below: checked by the version
+        mixture.seen = self.head.seen.load(Ordering::Relaxed); // checked by the version
         mixture.len = 0;
-        for pair in 0..ENTRIES / 2 {
-            let shares = self.shares[pair].load(Ordering::Relaxed);
-            for (half, share) in [shares & 0xffff, shares >> 16].into_iter().enumerate() {
-                if share > 0 {
-                    let len = mixture.len as usize;
-                    mixture.tokens[len] = self.tokens[2 * pair + half].load(Ordering::Relaxed);
-                    mixture.shares[len] = share as f32 / UNIT;
-                    mixture.len += 1;
-                }
-            }
+        for (token, share) in self.raw() {
+            let entry = mixture.len as usize;
+            (mixture.tokens[entry], mixture.shares[entry]) = (token, share as f32 / UNIT);
+            mixture.len += 1;
         }
+    }
+
+    /// The tokens in use with their shares, as they are kept.
+    fn raw(&self) -> impl Iterator<Item = (Token, u32)> {
+        let pairs = self.entries.shares.iter();
+        let shares = pairs.flat_map(|pair| {
+            let pair = pair.load(Ordering::Relaxed); // this and the token: checked by the version
+            [pair & 0xffff, pair >> 16]
+        });
+        let tokens = self.entries.tokens.iter().zip(shares);
+        let used = tokens.take_while(|entry| entry.1 > 0);
+        used.map(|(token, share)| (token.load(Ordering::Relaxed), share))
     }
 
     /// Takes the row to write it, unless somebody else has; returns the version to leave it with.
     fn take(&self) -> Option<u32> {
-        let version = self.version.load(Ordering::Relaxed); // a guess, checked by the exchange
+        let version = self.head.version.load(Ordering::Relaxed); // a guess, checked by the exchange
         let taken = version % 2 == 0
             && self
+                .head
                 .version
                 .compare_exchange(version, version + 1, Ordering::Acquire, Ordering::Relaxed) // sees what the last writer wrote
                 .is_ok();
@@ -258,45 +306,56 @@ impl Row {
             return;
         };
         let mut mixture = Mixture::default();
-        if self.key.load(Ordering::Relaxed) == key.0 {
+        let mut used = ENTRIES;
+        if self.head.key.load(Ordering::Relaxed) == key.0 {
             self.copy(&mut mixture);
+            used = mixture.len as usize;
         } else {
-            self.key.store(key.0, Ordering::Relaxed); // this and all below: published by the version
+            self.head.key.store(key.0, Ordering::Relaxed); // this and all below: published by the version
         }
         mixture.learn(observation, MEMORY);
-        self.seen.store(mixture.seen, Ordering::Relaxed);
-        for pair in 0..ENTRIES / 2 {
-            let half = |i: usize| {
-                let used = i < mixture.len as usize;
-                if used {
-                    (mixture.shares[i] * UNIT) as u32
-                } else {
-                    0
-                }
-            };
-            for i in [2 * pair, 2 * pair + 1] {
-                self.tokens[i].store(mixture.tokens[i], Ordering::Relaxed);
-            }
-            let shares = half(2 * pair) | half(2 * pair + 1) << 16;
-            self.shares[pair].store(shares, Ordering::Relaxed);
-        }
+        self.head.seen.store(mixture.seen, Ordering::Relaxed);
+        let entries = mixture.entries();
+        self.put(
+            entries.map(|(token, share)| (token, (share * UNIT) as u32)),
+            used,
+        );
         self.leave(version);
+    }
+
+    /// Writes entries over the first `used`, without those whose share is nothing.
+    fn put(&self, entries: impl Iterator<Item = (Token, u32)>, used: usize) {
+        let (mut shares, mut len) = ([0; ENTRIES], 0);
+        for (token, share) in entries.filter(|entry| entry.1 > 0) {
+            self.entries.tokens[len].store(token, Ordering::Relaxed); // published by the version
+            shares[len] = share;
+            len += 1;
+        }
+        let pairs = self.entries.shares.iter().zip(shares.chunks_exact(2));
+        for (cell, shares) in pairs.take(used.max(len).div_ceil(2)) {
+            cell.store(shares[0] | shares[1] << 16, Ordering::Relaxed); // as above
+        }
     }
 
     /// Leaves a row that was taken.
     fn leave(&self, version: u32) {
-        self.version.store(version, Ordering::Release); // publishes the row
+        self.head.version.store(version, Ordering::Release); // publishes the row
     }
 
     /// The row as words, unless it is unused or just now written.
     fn write_words(&self, words: &mut Vec<u32>) {
         let from = words.len();
         let look = || {
-            let key = self.key.load(Ordering::Relaxed); // this and all below: checked by the version
-            let seen = self.seen.load(Ordering::Relaxed);
+            let key = self.head.key.load(Ordering::Relaxed); // this and what follows: checked by the version
+            let seen = self.head.seen.load(Ordering::Relaxed);
             words.extend([key as u32, (key >> 32) as u32, seen]);
-            let rest = self.tokens.iter().chain(&self.shares);
-            words.extend(rest.map(|word| word.load(Ordering::Relaxed)));
+            let start = words.len();
+            words.resize(start + ENTRIES + ENTRIES / 2, 0);
+            let (tokens, shares) = words[start..].split_at_mut(ENTRIES);
+            for (i, (token, share)) in self.raw().enumerate() {
+                tokens[i] = token;
+                shares[i / 2] |= share << (16 * (i % 2));
+            }
             key
         };
         if self.undisturbed(look).is_none_or(|key| key == 0) {
@@ -308,11 +367,11 @@ impl Row {
         let Some(version) = self.take() else {
             return;
         };
-        self.key.store(key.0, Ordering::Relaxed); // this and all below: published by the version
-        self.seen.store(words[0], Ordering::Relaxed);
-        for (cell, &word) in self.tokens.iter().chain(&self.shares).zip(&words[1..]) {
-            cell.store(word, Ordering::Relaxed);
-        }
+        self.head.key.store(key.0, Ordering::Relaxed); // published by the version
+        self.head.seen.store(words[0], Ordering::Relaxed); // as above
+        let (tokens, pairs) = words[1..].split_at(ENTRIES);
+        let shares = pairs.iter().flat_map(|pair| [pair & 0xffff, pair >> 16]);
+        self.put(tokens.iter().copied().zip(shares), ENTRIES);
         self.leave(version);
     }
 }
@@ -369,16 +428,26 @@ mod models {
     use crate::sync::Arc;
 
     /// A row that has been written for a context, its first distribution being one token.
-    fn row(key: Key, token: Token) -> Arc<Row> {
-        let row = Row::default();
-        row.learn(key, &Observation::bare(token));
-        Arc::new(row)
+    fn row(key: Key, token: Token) -> Arc<Parts> {
+        let parts = Parts::default();
+        parts.row().learn(key, &Observation::bare(token));
+        Arc::new(parts)
+    }
+
+    #[derive(Default)]
+    struct Parts(Head, Entries);
+
+    impl Parts {
+        fn row(&self) -> Row<'_> {
+            let Self(head, entries) = self;
+            Row { head, entries }
+        }
     }
 
     /// What there is of a context: how many distributions, and the tokens.
-    fn read(row: &Row, key: Key) -> Option<(u32, Vec<Token>)> {
+    fn read(parts: &Parts, key: Key) -> Option<(u32, Vec<Token>)> {
         let mut mixture = Mixture::default();
-        let found = row.read(key, &mut mixture);
+        let found = parts.row().read(key, &mut mixture);
         let tokens = || mixture.entries().map(|entry| entry.0).collect();
         found.then(|| (mixture.seen, tokens()))
     }
@@ -397,7 +466,7 @@ mod models {
                     assert!(seen.is_none_or(|seen| seen == before || seen == after));
                 })
             };
-            row.learn(key, &Observation::bare(2));
+            row.row().learn(key, &Observation::bare(2));
             reader.join().unwrap();
             assert_eq!(read(&row, key), Some(after));
         });
@@ -416,7 +485,7 @@ mod models {
                     assert!(read(&row, old).is_none_or(|seen| seen == (1, vec![1])));
                 })
             };
-            row.learn(new, &Observation::bare(2));
+            row.row().learn(new, &Observation::bare(2));
             reader.join().unwrap();
             assert_eq!(
                 (read(&row, old), read(&row, new)),
@@ -430,19 +499,19 @@ mod models {
     fn row_of_two_writers_is_one_or_the_other_or_both() {
         loom::model(|| {
             let key = Key::shared(&[7]);
-            let row = Arc::new(Row::default());
+            let row = Arc::new(Parts::default());
             let other = {
                 let row = Arc::clone(&row);
-                loom::thread::spawn(move || row.learn(key, &Observation::bare(1)))
+                loom::thread::spawn(move || row.row().learn(key, &Observation::bare(1)))
             };
-            row.learn(key, &Observation::bare(2));
+            row.row().learn(key, &Observation::bare(2));
             other.join().unwrap();
             let (seen, mut tokens) = read(&row, key).expect("one of them was first");
             tokens.sort_unstable();
             let expected = [&[][..], &[1], &[2], &[1, 2]];
             assert!(expected.contains(&&tokens[..]));
             assert_eq!(
-                (seen, row.version.load(Ordering::Relaxed)),
+                (seen, row.0.version.load(Ordering::Relaxed)),
                 (tokens.len() as u32, 2 * seen)
             );
         });

@@ -37,8 +37,8 @@ pub struct StepDrafts {
     pub sizes: Vec<i32>,
 }
 
-/// Appends to and drafts from all sequences, in order. Each draft has at most `width` nodes. What all requests accepted is
-/// learned from before the first draft, unless a sequence is given twice.
+/// Appends to all sequences, in order, then drafts for all: each draft, of at most `width` nodes, knows what every request of
+/// the step accepted. If a sequence is given twice, its later tokens wait for its earlier draft: then row follows row.
 ///
 /// # Errors
 /// As [`Sequence::append_known`]. If an argument is invalid or a sequence closed, nothing has been appended, unless another
@@ -59,35 +59,34 @@ pub fn step_into(
     drafts: &mut StepDrafts,
 ) -> Result<(), Error> {
     SCRATCH.with(|scratch| {
-        let Scratch {
-            trees,
-            sequences,
-            draft,
-        } = &mut *scratch.borrow_mut();
-        let taken_in = check(requests, trees)?;
-        // Learning looks at the text before the tokens, so that a sequence's later ones must wait for its earlier ones.
-        let ahead = all_different(requests, sequences);
-        if ahead {
-            for request in requests {
-                request.sequence.learn(request.accepted, request.known)?;
-            }
-            if spread::pays(requests, trees, width) {
-                return spread::step(requests, trees, width, taken_in, drafts);
-            }
-        }
+        let Scratch { sequences, draft } = &mut *scratch.borrow_mut();
+        let taken_in = check(requests)?;
+        let append = |request: &StepRequest| {
+            let handle = request.sequence.handle();
+            handle.append(request.accepted, request.known, taken_in)
+        };
         drafts.clear(requests.len(), width);
-        for (row, request) in requests.iter().enumerate() {
-            if !ahead {
-                request.sequence.learn(request.accepted, request.known)?;
+        if all_different(requests, sequences) {
+            requests.iter().try_for_each(append)?;
+            if spread::pays(requests, width) {
+                return spread::draft(requests, width, drafts);
             }
-            let StepRequest {
-                sequence,
-                accepted,
-                known,
-                options,
-            } = request;
-            sequence.append_and_draft(accepted, *known, taken_in, options, width, draft)?;
-            drafts.write(row, width, draft);
+            for (row, request) in requests.iter().enumerate() {
+                request
+                    .sequence
+                    .handle()
+                    .draft(&request.options, width, draft)?;
+                drafts.write(row, width, draft);
+            }
+        } else {
+            for (row, request) in requests.iter().enumerate() {
+                append(request)?;
+                request
+                    .sequence
+                    .handle()
+                    .draft(&request.options, width, draft)?;
+                drafts.write(row, width, draft);
+            }
         }
         Ok(())
     })
@@ -96,7 +95,6 @@ pub fn step_into(
 /// What a step works with, kept for the next one.
 #[derive(Default)]
 struct Scratch {
-    trees: Vec<usize>,
     sequences: Vec<usize>,
     draft: Draft,
 }
@@ -105,17 +103,14 @@ sync::thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Checks the requests and lists their trees; returns how much of a long prompt each may take in, so that many that join at
-/// once do not stall the others.
-fn check(requests: &[StepRequest], trees: &mut Vec<usize>) -> Result<usize, Error> {
+/// Checks the requests; returns how much of a long prompt each may take in, so that many that join at once do not stall the
+/// others.
+fn check(requests: &[StepRequest]) -> Result<usize, Error> {
     let mut joining = 0;
-    trees.clear();
     for request in requests {
         check_tokens(request.accepted)?;
         check_rows(request.accepted, request.known)?;
-        let (tree, waiting) = request.sequence.standing()?;
-        joining += usize::from(waiting > 0);
-        trees.push(tree);
+        joining += usize::from(request.sequence.waiting()? > 0);
     }
     Ok((TAKEN_IN / joining.max(1)).max(TAKEN_IN / 16))
 }

@@ -485,7 +485,7 @@ impl Scratch {
         let rejected = rejected.filter(|_| lore.rejected && view.informed);
         let shared = insight::shared_contexts(last).into_iter();
         let shared = shared.filter(|_| lore.shared);
-        let beside = insight::beside_context(lore, last, instead).filter(|_| view.informed);
+        let beside = insight::beside_context(lore, last[2], instead).filter(|_| view.informed);
         for context in rejected.chain([beside]).chain(shared).flatten() {
             if !matters(&self.blend) {
                 break;

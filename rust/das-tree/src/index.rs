@@ -28,6 +28,8 @@ struct Cursor {
     weight: u64,
 }
 
+/// A token that has followed so many others elsewhere, in the problem's texts, is nothing new.
+const FAMILIAR: u32 = 5;
 /// "No sequence": none has this id, as a tree has fewer chunks.
 const NOBODY: SeqId = SeqId::MAX;
 
@@ -162,6 +164,9 @@ impl Tree {
                 weight,
             };
             point = self.index_token(cursor, point);
+            if self.nodes.get(point.node).depth() + point.along <= FAMILIAR {
+                self.text.mark_new(cursor.position);
+            }
             indexed += 1;
             record.set_active(Active {
                 indexed,

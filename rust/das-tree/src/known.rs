@@ -197,34 +197,6 @@ impl<'a> KnownRows<'a> {
     }
 }
 
-/// Distributions that outlive the call they came with.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct OwnedRows {
-    width: usize,
-    tokens: Vec<u32>,
-    probabilities: Vec<u8>,
-}
-
-impl From<KnownRows<'_>> for OwnedRows {
-    fn from(rows: KnownRows) -> Self {
-        Self {
-            width: rows.width,
-            tokens: rows.tokens.to_vec(),
-            probabilities: rows.probabilities.to_vec(),
-        }
-    }
-}
-
-impl OwnedRows {
-    pub(crate) fn rows(&self) -> KnownRows<'_> {
-        KnownRows {
-            width: self.width,
-            tokens: &self.tokens,
-            probabilities: &self.probabilities,
-        }
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;

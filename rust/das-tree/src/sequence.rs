@@ -4,7 +4,7 @@ use crate::{
     backoff::Key,
     draft::{
         Draft, DraftOptions, Place, context_limit,
-        insight::{Insight, Sources},
+        insight::{Insight, Sources, last_of, shared_contexts},
     },
     error::{Error, Kind},
     history::Home,
@@ -21,6 +21,9 @@ use crate::{
 
 /// Tokens of a long prompt that one call takes in.
 pub(crate) const TAKEN_IN: usize = 4096;
+
+/// Tokens whose rows over all problems are fetched together.
+const AT_ONCE: usize = 16;
 
 /// A sequence that grows: the handle of one running rollout.
 ///
@@ -54,6 +57,8 @@ pub(crate) struct Running {
     /// Chunks of the tree's text that hold the output.
     chunks: Vec<u32>,
     insight: Insight,
+    /// Output tokens that have been learned from over all problems.
+    shared: usize,
 }
 
 impl Sequence {
@@ -99,16 +104,7 @@ impl Sequence {
     pub fn append_known(&self, tokens: &[u32], known: KnownRows) -> Result<(), Error> {
         check_tokens(tokens)?;
         check_rows(tokens, known)?;
-        let mut state = self.handle.lock();
-        state.running()?.learn(tokens, known);
-        state.append(tokens, known, TAKEN_IN)
-    }
-
-    /// Learns from tokens, already checked, that are about to be appended: the part of an append whose order among all
-    /// sequences of a history matters for what is drafted.
-    pub(crate) fn learn(&self, tokens: &[u32], known: KnownRows) -> Result<(), Error> {
-        self.handle.lock().running()?.learn(tokens, known);
-        Ok(())
+        self.handle.append(tokens, known, TAKEN_IN)
     }
 
     /// Learns what the target's distributions were after drafts that were not kept. `contexts` has the last two tokens before
@@ -132,27 +128,13 @@ impl Sequence {
     /// If the sequence is closed.
     pub fn draft(&self, options: &DraftOptions) -> Result<Draft, Error> {
         let mut draft = Draft::default();
-        self.handle.lock().running()?.draft(options, &mut draft);
+        self.handle.draft(options, options.max_nodes, &mut draft)?;
         Ok(draft)
     }
 
-    /// See [`Handle::append_and_draft`].
-    pub(crate) fn append_and_draft(
-        &self,
-        tokens: &[u32],
-        known: KnownRows,
-        taken_in: usize,
-        options: &DraftOptions,
-        width: usize,
-        draft: &mut Draft,
-    ) -> Result<(), Error> {
-        let handle = &self.handle;
-        handle.append_and_draft(tokens, known, taken_in, options, width, draft)
-    }
-
-    /// The sequence for a helper to work on.
-    pub(crate) fn handle(&self) -> Handle {
-        self.handle.clone()
+    /// What a step works on.
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
     }
 
     /// What followed the most recent occurrences of the last `length` tokens (of the output, for the history).
@@ -163,14 +145,12 @@ impl Sequence {
         Ok(self.handle.lock().running()?.latest(length))
     }
 
-    /// The running sequence's tree, as a number, and the tokens of its prompt still to be taken in.
+    /// The tokens of the prompt still to be taken in.
     ///
     /// # Errors
     /// If the sequence is closed.
-    pub(crate) fn standing(&self) -> Result<(usize, usize), Error> {
-        let mut state = self.handle.lock();
-        let running = state.running()?;
-        Ok((Arc::as_ptr(&running.tree) as usize, running.own.unchained()))
+    pub(crate) fn waiting(&self) -> Result<usize, Error> {
+        Ok(self.handle.lock().running()?.own.unchained())
     }
 
     /// Ends the sequence: its counts become exact and its tokens stay. Closing again does nothing.
@@ -195,6 +175,8 @@ impl Sequence {
         let Some(running) = state.running.take() else {
             return;
         };
+        let mut running = running;
+        running.learn_shared(running.output());
         running.tree.meter.sub(running.own_bytes());
         running.tree.close_record(running.id);
         drop(state);
@@ -235,13 +217,23 @@ impl Handle {
         lock(&self.0)
     }
 
-    /// Appends tokens, already checked, takes in at most so much of a long prompt, and drafts at most `width` nodes into
-    /// `draft`, with nothing of this sequence in between.
-    pub(crate) fn append_and_draft(
+    /// Appends tokens, already checked, with what the target knew, learns from them, and takes in at most so much of a long
+    /// prompt. The order among all sequences of a history matters for what is drafted.
+    pub(crate) fn append(
         &self,
         tokens: &[u32],
         known: KnownRows,
         taken_in: usize,
+    ) -> Result<(), Error> {
+        let mut state = self.lock();
+        state.running()?.append(tokens, known, taken_in)?;
+        state.output += tokens.len();
+        Ok(())
+    }
+
+    /// Drafts at most `width` nodes into `draft`.
+    pub(crate) fn draft(
+        &self,
         options: &DraftOptions,
         width: usize,
         draft: &mut Draft,
@@ -250,9 +242,7 @@ impl Handle {
             max_nodes: options.max_nodes.min(width),
             ..*options
         };
-        let mut state = self.lock();
-        state.append(tokens, known, taken_in)?;
-        state.running()?.draft(&options, draft);
+        self.lock().running()?.draft(&options, draft);
         Ok(())
     }
 }
@@ -276,12 +266,6 @@ impl State {
     fn running(&mut self) -> Result<&mut Running, Error> {
         Ok(self.running.as_mut().ok_or(Kind::Closed)?)
     }
-
-    fn append(&mut self, tokens: &[u32], known: KnownRows, taken_in: usize) -> Result<(), Error> {
-        self.running()?.append(tokens, known, taken_in)?;
-        self.output += tokens.len();
-        Ok(())
-    }
 }
 
 impl Running {
@@ -296,6 +280,7 @@ impl Running {
             prompt: context.len(),
             chunks: Vec::new(),
             insight: Insight::default(),
+            shared: 0,
         };
         running.tree.meter.add(running.own_bytes());
         Ok(running)
@@ -308,9 +293,13 @@ impl Running {
             return Ok(());
         }
         let before = self.own_bytes();
+        self.learn(tokens, known);
         self.own.extend(tokens);
         self.own.chain(tokens.len().max(taken_in));
         self.note_chunks();
+        // Another thread may have some left to index.
+        let indexed = self.tree.text.record(self.id).active().indexed as usize;
+        self.learn_shared(self.output().min(indexed.saturating_sub(1)));
         // The chains never shrink.
         self.tree.meter.add(self.own_bytes() - before);
         Ok(())
@@ -378,7 +367,42 @@ impl Running {
         }
     }
 
-    /// Learns from tokens that have come, before they are appended.
+    fn output(&self) -> usize {
+        self.own.tokens().len() - self.prompt
+    }
+
+    /// Learns what follows what over all problems from output tokens before `end` that are new to the problem: repeated texts
+    /// would only say how often they were repeated.
+    fn learn_shared(&mut self, end: usize) {
+        let lore = &self.tree.lore;
+        if !lore.shared {
+            return;
+        }
+        let tokens = self.own.tokens();
+        let keys = |output: usize| {
+            let contexts = shared_contexts(last_of(&tokens[..self.prompt + output]));
+            contexts.into_iter().flatten().map(|context| context.0)
+        };
+        for first in (self.shared..end).step_by(AT_ONCE) {
+            let new = || (first..end.min(first + AT_ONCE)).filter(|&output| self.is_new(output));
+            new().flat_map(keys).for_each(|key| lore.backoff.touch(key));
+            for output in new() {
+                let seen = self.sources().observation(self.prompt + output);
+                keys(output).for_each(|key| lore.backoff.learn(key, &seen));
+            }
+        }
+        self.shared = end;
+    }
+
+    /// Whether an output token is new to the problem after those before it; one that is not indexed yet may be.
+    fn is_new(&self, output: usize) -> bool {
+        let text = &self.tree.text;
+        let offset = output as u32 + 1; // after the start marker
+        let position = self.chunks[(offset / CHUNK) as usize] * CHUNK + offset % CHUNK;
+        offset >= text.record(self.id).active().indexed || text.is_new(position)
+    }
+
+    /// Learns from tokens that have come, before the own text has them.
     fn learn(&mut self, tokens: &[Token], known: KnownRows) {
         let text = self.own.tokens();
         if known.is_empty() {

@@ -31,6 +31,8 @@ pub(crate) struct Chunk {
     next: AtomicU32,
     /// The side log of these tokens (see `known.rs`); `NONE` as long as it is empty.
     known: AtomicU32,
+    /// A bit for each token that was new where it came (see [`Text::mark_new`]). Written by whoever indexes.
+    new: AtomicU64,
 }
 
 impl Default for Chunk {
@@ -42,6 +44,7 @@ impl Default for Chunk {
             previous: AtomicU32::new(NONE),
             next: AtomicU32::new(NONE),
             known: AtomicU32::new(NONE),
+            new: AtomicU64::new(0),
         }
     }
 }
@@ -263,6 +266,19 @@ impl Text {
             Some(log) if known != NONE => log.get(known, offset),
             _ => Distribution::default(),
         }
+    }
+
+    /// Notes that the token at `pos`, which is being indexed, has not followed the tokens before it elsewhere.
+    pub(crate) fn mark_new(&self, pos: Pos) {
+        let new = &self.chunks.get(pos / CHUNK).new;
+        let bits = new.load(Ordering::Relaxed) | 1 << (pos % CHUNK); // only whoever indexes writes it
+        new.store(bits, Ordering::Relaxed); // published with what the sequence has indexed
+    }
+
+    /// Whether the token at `pos`, which must have been indexed, was new where it came.
+    pub(crate) fn is_new(&self, pos: Pos) -> bool {
+        let bits = self.chunks.get(pos / CHUNK).new.load(Ordering::Relaxed); // published with what has been indexed
+        bits >> (pos % CHUNK) & 1 == 1
     }
 
     /// The position `steps` (at most 64) places before `pos` in the same sequence.

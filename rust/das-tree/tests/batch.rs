@@ -39,8 +39,10 @@ proptest! {
         for round in &rounds {
             let requests: Vec<StepRequest> = together.iter().zip(round).map(|(sequence, accepted)| request(sequence, accepted)).collect();
             step_into(&requests, WIDTH, &mut drafts).unwrap();
-            for (i, (sequence, accepted)) in apart.iter().zip(round).enumerate() {
+            for (sequence, accepted) in apart.iter().zip(round) {
                 sequence.append(accepted).unwrap();
+            }
+            for (i, sequence) in apart.iter().enumerate() {
                 let options = DraftOptions { max_nodes: WIDTH, ..DraftOptions::default() };
                 prop_assert_eq!(drafts.draft(i), sequence.draft(&options).unwrap());
                 prop_assert!(drafts.tokens[i * WIDTH + drafts.sizes[i] as usize..(i + 1) * WIDTH].iter().all(|&token| token == 0));

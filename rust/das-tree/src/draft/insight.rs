@@ -85,8 +85,8 @@ impl Insight {
         }
     }
 
-    /// Takes in tokens that have come, before the tree does: learns how good the last draft's evidence was, and what follows
-    /// what over all problems. `text` is what was before them.
+    /// Takes in tokens that have come, before the tree does: learns how good the last draft's evidence was. `text` is what was
+    /// before them.
     pub(crate) fn learn(
         &mut self,
         tree: &Tree,
@@ -96,21 +96,16 @@ impl Insight {
     ) {
         let backoff = &tree.lore.backoff;
         self.pending.judge(backoff, tokens);
-        let mut last = last_of(text);
+        let mut last = text.last().copied();
         for observation in known {
             if let Some((key, _, _)) = beside_context(&tree.lore, last, self.instead) {
                 backoff.learn(key, &observation);
             }
             self.instead = observation.instead();
-            if tree.lore.shared {
-                for (key, _, _) in shared_contexts(last).into_iter().flatten() {
-                    backoff.learn(key, &observation);
-                }
-            }
             if self.informed {
                 self.recent.learn(&observation, RECENT_MEMORY);
             }
-            last = [last[1], last[2], Some(observation.token)];
+            last = Some(observation.token);
         }
     }
 
@@ -336,7 +331,7 @@ pub(crate) fn rejected_contexts(problem: u64, [_, second, first]: Last) -> [Opti
 /// that tells more of what it is about than the token alone.
 pub(crate) fn beside_context(
     lore: &Lore,
-    [_, _, last]: Last,
+    last: Option<Token>,
     instead: Option<Token>,
 ) -> Option<RowContext> {
     let (last, instead) = last.zip(instead).filter(|_| lore.soft)?;

@@ -23,6 +23,9 @@ pub const MOST_UNHEARD: f32 = 0.025;
 pub const TAIL: f32 = 1.2;
 pub const LEAST_TAIL: f32 = 1e-4;
 
+/// What follows what over all problems is learned from tokens that have not followed so many others elsewhere.
+pub const FAMILIAR: usize = 5;
+
 /// A token drawn with more of 255 needs no distribution.
 pub const CERTAIN: u8 = 242;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     learned::Row,
-    numbers::EDGES,
+    numbers::{EDGES, FAMILIAR},
     oracle::{Oracle, START},
 };
 
@@ -31,6 +31,8 @@ pub struct Texts {
     events: Vec<Event>,
     /// Suffixes counted of each text.
     counted: Vec<usize>,
+    /// Whether each symbol of each text was new where it came: the tokens before it were followed by another, or nowhere else.
+    new: Vec<Vec<bool>>,
     /// Whether any distribution has been kept.
     pub knows: bool,
 }
@@ -54,6 +56,7 @@ impl Texts {
             clock: 0,
             events: Vec::new(),
             counted: Vec::new(),
+            new: Vec::new(),
             knows: false,
         }
     }
@@ -63,6 +66,7 @@ impl Texts {
         self.rows.push(Vec::new());
         self.times.push(Vec::new());
         self.counted.push(0);
+        self.new.push(Vec::new());
         let text = self.counted.len() - 1;
         self.note(text, Row::new());
         text
@@ -89,6 +93,11 @@ impl Texts {
         &self.rows[text][at]
     }
 
+    /// Whether a symbol of a text was new where it came.
+    pub fn is_new(&self, text: usize, at: usize) -> bool {
+        self.new[text][at]
+    }
+
     /// Suffixes counted of a text.
     pub fn counted(&self, text: usize) -> usize {
         self.counted[text]
@@ -110,6 +119,7 @@ impl Texts {
         self.knows |= !row.is_empty();
         self.rows[text].push(row);
         self.times[text].push(self.clock);
+        self.new[text].push(self.oracle.active(text) <= FAMILIAR);
         let length = self.symbols(text).len();
         let before = self.counted[text];
         // Suffixes of others that are no longer counted, by their length.

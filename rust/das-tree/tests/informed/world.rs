@@ -103,6 +103,33 @@ struct Running {
     /// What could have been in place of its last token.
     instead: Option<u32>,
     expected: Option<Expectation>,
+    /// What is kept of its output, and how much of that has been learned from over all problems.
+    kept: Vec<(u32, Row)>,
+    shared: usize,
+}
+
+impl Running {
+    /// Learns over all problems from what has been appended, if it was new there.
+    fn learn_shared(&mut self, learned: &mut Learned) {
+        let texts = self.tree.borrow();
+        for at in self.shared..self.kept.len() {
+            if !texts.is_new(self.text, at + 1) {
+                continue;
+            }
+            let before = &self.own[..self.prompt + at];
+            for length in (1..=3).filter(|&length| before.len() >= length) {
+                let last = &before[before.len() - length..];
+                let context = if length == 3 {
+                    apart(last)
+                } else {
+                    last.to_vec()
+                };
+                let (token, row) = &self.kept[at];
+                learned.follow(Of::All, &context, *token, row);
+            }
+        }
+        self.shared = self.kept.len();
+    }
 }
 
 pub struct World {
@@ -175,6 +202,8 @@ impl World {
             recent: Mixture::default(),
             instead: None,
             expected: None,
+            kept: Vec::new(),
+            shared: 0,
         });
     }
 
@@ -185,7 +214,6 @@ impl World {
         sequence
             .append_known(&piece.tokens(), cells.rows())
             .unwrap();
-        self.learn(which, piece);
         self.grow(which, piece);
     }
 
@@ -197,38 +225,32 @@ impl World {
         if let Some(expected) = running.expected.take() {
             expected.judge(&piece.tokens(), learned);
         }
-        let mut own = running.own.clone();
+        let mut last = running.own.last().copied();
         for (token, row) in piece.kept() {
             if let Some(other) = running.instead.filter(|_| self.options.soft) {
-                let context = [own[own.len() - 1], other];
+                let context = [last.expect("it was drawn"), other];
                 learned.follow(Of::Beside(running.problem), &context, token, &row);
             }
             running.instead = instead(token, &row);
-            for length in [1, 2, 3] {
-                if self.options.shared && own.len() >= length {
-                    let last = &own[own.len() - length..];
-                    let context = if length == 3 {
-                        apart(last)
-                    } else {
-                        last.to_vec()
-                    };
-                    learned.follow(Of::All, &context, token, &row);
-                }
-            }
             running
                 .recent
                 .learn(token, &row, RECENT_ENTRIES, RECENT_MEMORY);
-            own.push(token);
+            last = Some(token);
         }
     }
 
     fn grow(&mut self, which: usize, piece: &Piece) {
+        self.learn(which, piece);
         let running = &mut self.running[which];
         running.own.extend(piece.tokens());
+        running.kept.extend(piece.kept());
         running
             .tree
             .borrow_mut()
             .append(running.text, &piece.kept());
+        if self.options.shared {
+            running.learn_shared(&mut self.learned);
+        }
     }
 
     /// The noise of a rollout's next token.
@@ -305,9 +327,8 @@ impl World {
         let drafts = step(&requests, width).unwrap();
         parts
             .iter()
-            .for_each(|(which, piece, _)| self.learn(*which, piece));
-        for (row, (which, piece, options)) in parts.iter().enumerate() {
-            self.grow(*which, piece);
+            .for_each(|(which, piece, _)| self.grow(*which, piece));
+        for (row, (which, _, options)) in parts.iter().enumerate() {
             let max_nodes = options.max_nodes.min(width);
             let expected = self.expect(
                 *which,
