@@ -295,9 +295,9 @@ def step(
     seeds: _Integers | None = None,
     positions: _Integers | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]:
-    """One engine step for n sequences: appends `tokens[offsets[i]:offsets[i + 1]]` to each sequence i, then drafts for all.
+    """One engine step for n sequences: appends `tokens[offsets[i]:offsets[i + 1]]` to each, then drafts for all.
 
-    Every draft knows what all of them have said. A sequence given twice has its later tokens wait for its earlier draft.
+    Every draft knows what all of them have said; if a sequence is given twice, what the rows before it have said.
 
     `offsets` has n + 1 entries; `max_nodes` (0 to `width`) and `min_probability` have n. Returns tokens, parents (both
     int32) and path probabilities (float32), each [n, width], and the number of nodes in each row, int32 [n]; cells

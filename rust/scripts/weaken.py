@@ -69,15 +69,15 @@ WEAKENINGS = (
     relaxed("latest occurrence: read", "node.rs", "self.recent.load(Ordering::Acquire)"),
     relaxed("top list: set", "node.rs", "self.counts[i].store(count, Ordering::Release)"),
     relaxed("top list: get", "node.rs", "self.counts[i].load(Ordering::Acquire)"),
-    relaxed("row: begin to read", "backoff.rs", "self.version.load(Ordering::Acquire)"),
+    relaxed("row: begin to read", "backoff.rs", "version.load(Ordering::Acquire)"),
     relaxed("row: take", "backoff.rs", "version + 1, Ordering::Acquire"),
-    relaxed("row: leave", "backoff.rs", "self.version.store(version, Ordering::Release)"),
+    relaxed("row: leave", "backoff.rs", "self.head.version.store(version, Ordering::Release)"),
     Weakening("row: fence of the reader", "backoff.rs", "        fence(Ordering::Acquire);", "       "),
     Weakening("row: fence of the writer", "backoff.rs", "        fence(Ordering::Release);", "       "),
     Weakening(
         "a row is not looked at again after it was read",
         "backoff.rs",
-        "(self.version.load(Ordering::Relaxed) == before).then_some(found)",
+        "(version.load(Ordering::Relaxed) == before).then_some(found)",
         "Some(found)",
     ),
     Weakening(
@@ -95,9 +95,11 @@ WEAKENINGS = (
     Weakening(
         "an append lets another of its sequence in between its tokens",
         "sequence.rs",
-        "        state.append(tokens, known, TAKEN_IN)",
+        "        state.running()?.append(tokens, known, taken_in)?;",
         "        drop(state);\n"
-        "        tokens.chunks(1).try_for_each(|token| self.handle.lock().append(token, known, TAKEN_IN))",
+        "        let one = |token| self.lock().running()?.append(token, known, taken_in);\n"
+        "        tokens.chunks(1).try_for_each(one)?;\n"
+        "        let mut state = self.lock();",
     ),
     Weakening(
         "a tree is made anew by two threads at once",
