@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from sglang_das import RolloutHistory
 from sglang_das.engine.config import ConfigError, DasConfig
 from sglang_das.engine.problems import Problems
-from sglang_das.engine.snapshot import Snapshots
+from sglang_das.engine.snapshot import Past, Snapshots
 
 VOCABULARY = 100
 CONFIG = DasConfig()
+SEEN = [(0, 17, True, 0, 12.5), (3, 40, False, 2, 13.25)]
 
 
 def prompt(number):
@@ -22,7 +23,13 @@ def prompt(number):
 def server(path, *, vocabulary=VOCABULARY):
     """A server's snapshots, history and problems, as it starts."""
     snapshots = Snapshots(path, 600.0, vocabulary)
-    return snapshots, *(snapshots.load(CONFIG) or (RolloutHistory(), Problems()))
+    past = snapshots.load(CONFIG) or Past(RolloutHistory(), Problems(), {})
+    return snapshots, past.history, past.problems
+
+
+def past(history, problems, lengths=None):
+    """What there is to be written."""
+    return lambda: Past(history, problems, lengths or {})
 
 
 def roll_out(history, problems, number, output, name=None):
@@ -39,7 +46,7 @@ def saved(tmp_path):
     path = tmp_path / "history"
     snapshots, history, problems = server(path)
     keys = [roll_out(history, problems, number, [50 + number, 60, 70], name) for number, name in ((1, None), (2, "b"))]
-    snapshots.finish(history, problems, 30)
+    snapshots.finish(past(history, problems, dict.fromkeys(keys, SEEN)), 30)
     assert snapshots.describe() == {"path": str(path), "loaded": False, "refused": None, "saved": 1, "failures": 0}
     assert sorted(os.listdir(tmp_path)) == ["history", "history.prompts"]
     return path, keys
@@ -56,6 +63,18 @@ def test_a_server_goes_on_from_the_last_ones_history(saved):
     assert history.generation == 1, "the weights may be others"
 
 
+def test_lengths_go_with_it(saved):
+    path, keys = saved
+    assert Snapshots(path, 600.0, VOCABULARY).load(CONFIG).lengths == dict.fromkeys(keys, SEEN)
+
+
+def test_an_error_in_taking_stock_is_told_and_nothing_else(tmp_path, caplog):
+    snapshots = Snapshots(tmp_path / "history", 600.0, VOCABULARY)
+    snapshots.finish(lambda: 1 / 0, 30)
+    assert (snapshots.figures.saved, snapshots.figures.failures) == (0, 1)
+    assert "division by zero" in caplog.text
+
+
 def test_new_problems_never_get_a_number_given_before(saved):
     path, keys = saved
     numbers = set(keys)
@@ -66,7 +85,7 @@ def test_new_problems_never_get_a_number_given_before(saved):
         numbers_now = {roll_out(history, problems, 20 + 2 * generation + i, [5, 6, 7]) for i in range(2)}
         assert not numbers_now & numbers
         numbers |= numbers_now
-        snapshots._write(history, known)
+        snapshots._write(history, known, {})
     assert len(server(path)[2]) == 2
 
 
@@ -117,7 +136,7 @@ def test_a_model_of_another_vocabulary_has_another_history(saved):
 
 def test_a_file_that_cannot_be_written_is_told_and_nothing_else(tmp_path, caplog):
     snapshots, history, problems = server(tmp_path / "gone" / "history")
-    snapshots.finish(history, problems, 30)
+    snapshots.finish(past(history, problems), 30)
     assert (snapshots.figures.saved, snapshots.figures.failures) == (0, 1)
     assert "could not write its history" in caplog.text
 
@@ -127,10 +146,10 @@ def test_it_is_written_when_due(tmp_path):
     history, problems = RolloutHistory(), Problems()
     roll_out(history, problems, 1, [5, 6])
     while snapshots.figures.saved < 2:
-        snapshots.save_if_due(history, problems)
+        snapshots.save_if_due(past(history, problems))
     assert server(tmp_path / "history")[0].figures.loaded
     patient = Snapshots(tmp_path / "other", 600.0, VOCABULARY)
-    patient.save_if_due(history, problems)
+    patient.save_if_due(past(history, problems))
     assert not (tmp_path / "other").exists()
 
 

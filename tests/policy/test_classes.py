@@ -169,6 +169,18 @@ def test_thresholds_follow_the_lengths_seen():
     assert lengths.thresholds[0] >= 1000
 
 
+def test_what_one_model_knows_another_goes_on_from():
+    first, second = three_problems(), model()
+    first.open(7, CAP)  # of which nothing is known yet
+    second.go_on_from(first.known())
+    rows = [np.array([lengths.open(problem, CAP) for problem in (0, 1, 2, 9)]) for lengths in (first, second)]
+    np.testing.assert_allclose(second.expected(rows[1])[:3], first.expected(rows[0])[:3], rtol=0.1)
+    for generated in (0, 5, 50, 500):
+        at = np.full(4, generated, np.int32)
+        assert first.classify(rows[0], at).tolist() == second.classify(rows[1], at).tolist()
+    assert second.rollouts == 3 * 16, "the newest of each problem"
+
+
 def test_rows_are_reused_and_problems_forgotten():
     lengths = model(max_problems=10)
     for i in range(100):

@@ -22,6 +22,7 @@ from sglang_das.engine.known import Known, Pending, Rejected
 from sglang_das.engine.matching import Match
 from sglang_das.engine.metrics import Counters
 from sglang_das.engine.problems import Problem, Problems, Suspended
+from sglang_das.engine.snapshot import Past
 from sglang_das.policy import CLASS_NAMES, Policy, PolicyConfig
 
 # A rollout cut off under one policy version is usually resubmitted under the next one; after that it is given up.
@@ -94,9 +95,14 @@ class Drafter:
         """Which problems there are; the history holds their rollouts."""
         return self._problems
 
-    def go_on_from(self, history: RolloutHistory, problems: Problems[Sequence]) -> None:
-        """Take an earlier server's history for one's own, before the first request."""
-        self.history, self._problems = history, problems
+    def go_on_from(self, past: Past) -> None:
+        """Take what an earlier server left for one's own, before the first request."""
+        self.history, self._problems = past.history, past.problems
+        self.policy.lengths.go_on_from(past.lengths)
+
+    def past(self) -> Past:
+        """What a later server may go on from."""
+        return Past(self.history, self._problems, self.policy.lengths.known())
 
     def propose(
         self, requests: list[Any], *, noise_by_rank: bool = False, waiting: int | None = None

@@ -152,7 +152,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
     def on_shutdown(self) -> None:
         """The server ends; the engine waits for some seconds."""
         if self._snapshots is not None:
-            self._snapshots.finish(self.drafter.history, self.drafter.problems, _SHUTDOWN_PATIENCE_S)
+            self._snapshots.finish(self.drafter.past, _SHUTDOWN_PATIENCE_S)
 
     # A step
 
@@ -307,8 +307,8 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         path = Path(self.config.snapshot + self._ranks.suffix())
         vocabulary = int(self.model_runner.model_config.vocab_size)
         snapshots = Snapshots(path, self.config.snapshot_interval_s, vocabulary)
-        if (loaded := snapshots.load(self.config)) is not None:
-            self.drafter.go_on_from(*loaded)
+        if (past := snapshots.load(self.config)) is not None:
+            self.drafter.go_on_from(past)
         return snapshots
 
     def _noise_of(self) -> coupling.NoiseOf:
@@ -355,7 +355,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             self._guarded("policy", lambda: self.drafter.observe(drafts, rollouts, accept_lens, matched.accepted()))
         self._log.maybe(self.counters, self.state, lambda: self._guarded("reporting", self.drafter.policy.why))
         if self._snapshots is not None:
-            self._snapshots.save_if_due(self.drafter.history, self.drafter.problems)
+            self._snapshots.save_if_due(self.drafter.past)
 
     def _learn(
         self,

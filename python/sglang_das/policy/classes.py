@@ -21,6 +21,9 @@ All estimates count lengths that are only lower bounds as such (:mod:`.survival`
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +37,13 @@ CLASS_NAMES = ("short", "medium", "long")
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Classes = npt.NDArray[np.int8]
+Seen: TypeAlias = tuple[int, int, bool, int, float]
+"""A rollout that is over: its tokens when it came, and when it went; whether it ended there; its initial class and the
+mean of its problem then."""
 
 _ENOUGH = 8  # rollouts seen before thresholds mean anything; until then every rollout is Long
 _BORROWED = 4.0  # weight, in rollouts, of all the others where evidence is taken from few
+_KEPT = 16  # rollouts of a problem that are handed on to another server
 _HALF_LIFE = 32.0  # rollouts after which one of the same problem counts half: the model has moved on since
 _POINTS = 24  # of the integral over remaining tokens
 _GRID = np.append(0.0, np.geomspace(0.01, 100.0, 240))  # lengths, in means, at which S_Z is kept
@@ -61,6 +68,12 @@ class _Records:
 
     def __len__(self) -> int:
         return min(self.added, len(self.lengths))
+
+    def newest(self, count: int) -> list[Seen]:
+        """The last so many, oldest first."""
+        at = np.arange(self.added - min(count, len(self)), self.added) % len(self.lengths)
+        columns = (self.entries, self.lengths, self.ended, self.initial, self.means)
+        return list(zip(*(column[at].tolist() for column in columns), strict=True))
 
     def weights(self) -> Floats:
         """How much each counts: the newest, siblings of the same visit mostly, one; those before them ever less."""
@@ -181,6 +194,21 @@ class LengthModel:
         lasting = np.column_stack((np.ones(len(rows)), self.lasts_beyond(rows, ahead)))
         expected: Floats = (lasting[:, 1:] + lasting[:, :-1]) @ np.diff(ahead, prepend=0.0) / 2
         return np.clip(expected, 1.0, self.left(rows))
+
+    def known(self) -> dict[int, list[Seen]]:
+        """By problem, the least recently used first, what another model needs to go on from here."""
+        return {problem: records.newest(_KEPT) for problem, records in self._problems.items() if len(records)}
+
+    def go_on_from(self, known: Mapping[int, Sequence[Seen]]) -> None:
+        """Take what another model knew for one's own, before the first rollout."""
+        for seen in (seen for visit in zip_longest(*known.values()) for seen in visit if seen is not None):
+            self._pool.add(*seen)
+        for problem, rollouts in known.items():
+            records = self._remember(problem)
+            for seen in rollouts:
+                records.add(*seen)
+        if self._pool.added >= self._next_refresh:
+            self._refresh()
 
     def require_open(self, rows: Ints) -> None:
         """Raise ValueError unless every row is open."""
