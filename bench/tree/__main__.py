@@ -13,7 +13,7 @@ from typing import Any
 
 from . import data, peers, report
 
-STRUCTURES = ("das", "das-history", "das-counts", "arctic", "ngram")
+STRUCTURES = ("das", "das-history", "das-counts", "arctic", "arctic-cache", "ngram")
 TOKENS = (100_000, 1_000_000, 5_000_000)
 CASES = {"1": 1, "2": 2, "expiry": 2, "snapshot": 1}
 """What is measured, and by how many threads: appends and drafts by one or two, expiry beside drafts, a file."""
@@ -43,7 +43,8 @@ class Case:
         """Why it is not measured."""
         if self.structure == "ngram" and self.tokens > NGRAM_TOKENS:
             return "its pool of nodes is full"
-        if self.structure == "arctic" and self.tokens > ARCTIC_TOKENS and (self.case, self.threads) != ("drafts", 1):
+        is_arctic = self.structure.startswith("arctic")
+        if is_arctic and self.tokens > ARCTIC_TOKENS and (self.case, self.threads) != ("drafts", 1):
             return "it is slow: measured on one thread only"
         if self.structure not in ABLE.get(self.case, STRUCTURES):
             return "it cannot do that"

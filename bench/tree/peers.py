@@ -28,7 +28,7 @@ def interpreter(structure: str) -> str:
 
     Raises RuntimeError if an installation fails.
     """
-    if structure == "arctic":
+    if structure.startswith("arctic"):
         return _environment(f"arctic-{ARCTIC}", _install_arctic)
     if structure == "ngram" and _installed("sglang") != SGLANG:
         return _environment(f"sglang-{SGLANG}", _install_sglang)

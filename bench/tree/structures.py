@@ -47,6 +47,8 @@ def make(name: str, tokens: int) -> Structure:
             return DasHistory(learns=False)
         case "arctic":
             return Arctic()
+        case "arctic-cache":
+            return ArcticCache()
         case "ngram":
             return Ngram(tokens)
     raise ValueError(f"no structure is called {name!r}")
@@ -163,6 +165,16 @@ class Arctic:
     def remove(self, number: int) -> None:
         """Takes a stored rollout out."""
         self._tree.remove(-1 - number)
+
+
+class ArcticCache(Arctic):
+    """The same, storing as an engine does: each rollout by its request, in both trees."""
+
+    def store(self, number: int, problem: int, tokens: Tokens) -> None:
+        request = -1 - number
+        self._cache.start_request(request, tokens[:0])
+        self._cache.add_active_response(request, tokens)
+        self._cache.stop_request(request)
 
 
 class Ngram:
