@@ -66,27 +66,20 @@ pub fn step_into(
             handle.append(request.accepted, request.known, taken_in)
         };
         drafts.clear(requests.len(), width);
-        if all_different(requests, sequences) {
+        let ahead = all_different(requests, sequences);
+        if ahead {
             requests.iter().try_for_each(append)?;
             if spread::pays(requests, width) {
                 return spread::draft(requests, width, drafts);
             }
-            for (row, request) in requests.iter().enumerate() {
-                request
-                    .sequence
-                    .handle()
-                    .draft(&request.options, width, draft)?;
-                drafts.write(row, width, draft);
-            }
-        } else {
-            for (row, request) in requests.iter().enumerate() {
+        }
+        for (row, request) in requests.iter().enumerate() {
+            if !ahead {
                 append(request)?;
-                request
-                    .sequence
-                    .handle()
-                    .draft(&request.options, width, draft)?;
-                drafts.write(row, width, draft);
             }
+            let handle = request.sequence.handle();
+            handle.draft(&request.options, width, draft)?;
+            drafts.write(row, width, draft);
         }
         Ok(())
     })
