@@ -111,7 +111,8 @@ def plot(file: Path, results: list[Row]) -> None:
             panel.grid(visible=True, which="both", alpha=0.2)
     for panel in panels[-1]:
         panel.set_xlabel("tokens stored")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="upper right", ncols=5)
-    figure.suptitle(machine.describe()["cpu"])
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper right", ncols=len(labels))
+    figure.suptitle(machine.describe()["cpu"], x=0.02, ha="left")
     figure.tight_layout()
     figure.savefig(file)
