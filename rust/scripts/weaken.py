@@ -208,10 +208,11 @@ def run_models(preemptions: int, skip: list[str]) -> list[str]:
         )
     except subprocess.TimeoutExpired:
         return ["(time)"]
-    if outcome.returncode and "test result:" not in outcome.stdout:
-        return ["(build)" if "error" in outcome.stderr and "panicked" not in outcome.stderr else "(abort)"]
     failed = re.findall(r"^failures:\n((?:    \S+\n)+)", outcome.stdout, flags=re.M)
-    return [model for models in failed for model in models.split()]
+    models = [model for models in failed for model in models.split()]
+    if outcome.returncode and not models:
+        return ["(build)" if "error: could not compile" in outcome.stderr else "(abort)"]
+    return models
 
 
 def weaken(weakening: Weakening) -> bool:
