@@ -183,9 +183,11 @@ def test_requests_of_others_are_noted(capsys):
     assert "note: other requests were served meanwhile" in capsys.readouterr().out
 
 
-def test_a_failure_leaves_drafting_as_it_was(capsys):
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("requests", [10, 41], ids=["at once", "one by one"])
+def test_a_failure_leaves_drafting_as_it_was(capsys, requests):
     stub = Stub()
-    stub.fails_after = 10
+    stub.fails_after = requests
     assert examine(stub) == 2
     assert "500 Internal Server Error" in capsys.readouterr().err
     assert stub.state == "on"

@@ -264,8 +264,10 @@ class Server:
 
     def _abort(self, running: dict[Future[Any], dict[str, Any]]) -> None:
         """End requests. One the server has not heard of yet cannot be aborted, so it is told until all have ended."""
-        while left := wait(running, timeout=0.2).not_done:
-            for future in left:
+        # `wait` takes those that were cancelled before they began for unfinished, for ever.
+        while left := [future for future in running if not future.done()]:
+            wait(left, timeout=0.2)
+            for future in (future for future in left if not future.done()):
                 with contextlib.suppress(LosslessError):
                     self.call("/abort_request", {"rid": running[future]["rid"]}, empty=True)
 
