@@ -1,10 +1,9 @@
 """The history in a file, from one server to the next: `SGLANG_DAS_SNAPSHOT=FILE`.
 
 Two files: FILE is what `RolloutHistory.save` writes, FILE.prompts says which of its problems has which prompt, and how
-long its rollouts were. They are
-written every so often and when the server ends, by a thread of their own, each beside the old one and renamed over it.
-What cannot be read, or belongs to a model with another vocabulary, is moved aside: a server always starts, and without
-history if need be. An error here is told in the log and turns nothing off.
+long its rollouts were. They are written every so often and when the server ends, by a thread of their own, each beside
+the old one and renamed over it. What cannot be read, or belongs to a model with another vocabulary, is moved aside: a
+server always starts, and without history if need be. An error here is told in the log and turns nothing off.
 """
 
 from __future__ import annotations
@@ -31,7 +30,6 @@ from sglang_das.policy.classes import Seen
 logger = logging.getLogger("sglang_das")
 
 _MARK = b"DASPRMT1"
-
 
 Lengths = dict[int, list[Seen]]
 

@@ -4,7 +4,7 @@ use crate::{
     backoff::Key,
     draft::{
         Draft, DraftOptions, Place, context_limit,
-        insight::{Insight, Sources, last_of, shared_contexts},
+        insight::{Insight, Sources, last_of, place, shared_contexts},
     },
     error::{Error, Kind},
     history::Home,
@@ -172,10 +172,9 @@ impl Sequence {
 
     fn end(&self, weight: Option<f64>) {
         let mut state = self.handle.lock();
-        let Some(running) = state.running.take() else {
+        let Some(mut running) = state.running.take() else {
             return;
         };
-        let mut running = running;
         running.learn_shared(running.output());
         running.tree.meter.sub(running.own_bytes());
         running.tree.close_record(running.id);
@@ -397,9 +396,8 @@ impl Running {
     /// Whether an output token is new to the problem after those before it; one that is not indexed yet may be.
     fn is_new(&self, output: usize) -> bool {
         let text = &self.tree.text;
-        let offset = output as u32 + 1; // after the start marker
-        let position = self.chunks[(offset / CHUNK) as usize] * CHUNK + offset % CHUNK;
-        offset >= text.record(self.id).active().indexed || text.is_new(position)
+        let is_indexed = output + 1 < text.record(self.id).active().indexed as usize; // the start marker counts
+        !is_indexed || text.is_new(place(&self.chunks, output))
     }
 
     /// Learns from tokens that have come, before the own text has them.

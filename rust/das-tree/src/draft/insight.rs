@@ -9,7 +9,7 @@
 use crate::{
     backoff::{Backoff, ENTRIES, Key},
     blend::{Share, in_units},
-    id::{SeqId, TOKEN_LIMIT, Token},
+    id::{Pos, SeqId, TOKEN_LIMIT, Token},
     latest::Observation,
     locus::Locus,
     mixture::Mixture,
@@ -292,6 +292,12 @@ impl Evidence {
     }
 }
 
+/// The position of an output token in the tree's text, given the chunks the output is in.
+pub(crate) fn place(chunks: &[u32], output: usize) -> Pos {
+    let offset = output as u32 + 1; // after the start marker
+    chunks[(offset / CHUNK) as usize] * CHUNK + offset % CHUNK
+}
+
 /// The last three tokens, oldest first, where there are so many.
 pub(crate) type Last = [Option<Token>; 3];
 
@@ -349,11 +355,9 @@ impl Sources<'_> {
         else {
             return Observation::bare(token);
         };
-        let offset = output as u32 + 1; // after the start marker
-        let position = self.chunks[(offset / CHUNK) as usize] * CHUNK + offset % CHUNK;
         Observation {
             token,
-            distribution: self.tree.text.known(position, 0),
+            distribution: self.tree.text.known(place(self.chunks, output), 0),
         }
     }
 }
