@@ -61,22 +61,33 @@ pub fn step_into(
     SCRATCH.with(|scratch| {
         let Scratch { sequences, draft } = &mut *scratch.borrow_mut();
         let taken_in = check(requests)?;
-        let append = |request: &StepRequest| {
-            let handle = request.sequence.handle();
-            handle.append(request.accepted, request.known, taken_in)
-        };
         drafts.clear(requests.len(), width);
-        let ahead = all_different(requests, sequences);
-        if ahead {
-            requests.iter().try_for_each(append)?;
-            if spread::pays(requests, width) {
-                return spread::draft(requests, width, drafts);
+        if !all_different(requests, sequences) {
+            for (row, request) in requests.iter().enumerate() {
+                let handle = request.sequence.handle();
+                handle.append(request.accepted, request.known, taken_in)?;
+                handle.draft(&request.options, width, draft)?;
+                drafts.write(row, width, draft);
             }
+            return Ok(());
         }
+        // What is learned over trees is learned in the requests' order, by one thread.
+        let learn = || {
+            let learn = |request: &StepRequest| {
+                let handle = request.sequence.handle();
+                handle.learn(request.accepted, request.known)
+            };
+            requests.iter().try_for_each(learn)
+        };
+        if spread::pays(requests, width) {
+            return spread::step(requests, width, taken_in, learn, drafts);
+        }
+        for request in requests {
+            let handle = request.sequence.handle();
+            handle.take_in(request.accepted, request.known, taken_in)?;
+        }
+        learn()?;
         for (row, request) in requests.iter().enumerate() {
-            if !ahead {
-                append(request)?;
-            }
             let handle = request.sequence.handle();
             handle.draft(&request.options, width, draft)?;
             drafts.write(row, width, draft);

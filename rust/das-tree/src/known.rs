@@ -152,6 +152,20 @@ impl<'a> KnownRows<'a> {
         }
     }
 
+    /// Entries of a row, and the slices, for [`Self::of_parts`].
+    pub(crate) fn parts(&self) -> (usize, &'a [u32], &'a [u8]) {
+        (self.width, self.tokens, self.probabilities)
+    }
+
+    /// The rows that [`Self::parts`] came from.
+    pub(crate) fn of_parts(width: usize, tokens: &'a [u32], probabilities: &'a [u8]) -> Self {
+        Self {
+            width,
+            tokens,
+            probabilities,
+        }
+    }
+
     /// What to store beside each of the tokens, which were drawn from the rows.
     pub(crate) fn beside_all(self, drawn: &[Token]) -> impl Iterator<Item = Distribution> {
         let beside = move |(row, &token)| Distribution::new(self.row(row)).unless_certain(token);

@@ -2,6 +2,7 @@
 //! helper that is late, on a busy machine, delays nobody.
 
 use std::{
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
 };
@@ -10,7 +11,7 @@ use crate::sync::unmodelled::{Arc, AtomicUsize, Condvar, Mutex, OnceLock, Orderi
 
 /// Helpers at most.
 const HELPERS: usize = 3;
-/// Looks at whether the last parts are done, before sleeping until they are.
+/// Looks at whether the last parts are done, before sleeping until they are; and a helper's at whether there is more to do.
 const SPINS: usize = 200;
 
 /// Work in parts that do not depend on each other.
@@ -29,6 +30,7 @@ enum End {
 /// A piece of work in progress.
 struct Job {
     work: Arc<dyn Parts>,
+    first: usize,
     parts: usize,
     /// Parts taken in all, by who has the work from the front, by helpers from the back: so that in step after step the same
     /// thread has much the same parts, and what they work on in its cache.
@@ -41,11 +43,12 @@ struct Job {
 }
 
 impl Job {
-    fn new(work: Arc<dyn Parts>, parts: usize) -> Self {
+    fn new(work: Arc<dyn Parts>, parts: Range<usize>) -> Self {
         let [taken, front, back, done, failed] = std::array::from_fn(|_| AtomicUsize::new(0));
         Self {
             work,
-            parts,
+            first: parts.start,
+            parts: parts.len(),
             taken,
             front,
             back,
@@ -77,7 +80,7 @@ impl Job {
             let Some(part) = self.take(end) else {
                 return last;
             };
-            if catch_unwind(AssertUnwindSafe(|| self.work.run(part))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| self.work.run(self.first + part))).is_err() {
                 self.failed.fetch_add(1, Ordering::Relaxed); // published by the next line
             }
             // AcqRel: who sees all parts done sees what was done in them.
@@ -95,6 +98,8 @@ struct Pool {
     helpers: usize,
     /// The present job, if any.
     job: Mutex<Option<Arc<Job>>>,
+    /// Jobs posted so far.
+    jobs: AtomicUsize,
     /// Told when there is a job, and when one is done.
     posted: Condvar,
     finished: Condvar,
@@ -108,6 +113,7 @@ impl Pool {
             let mut pool = Self {
                 helpers: 0,
                 job: Mutex::new(None),
+                jobs: AtomicUsize::new(0),
                 posted: Condvar::new(),
                 finished: Condvar::new(),
             };
@@ -124,6 +130,16 @@ impl Pool {
         })
     }
 
+    /// Waits a moment for a job beyond those there have been: the next part of a step is not worth falling asleep before.
+    fn look_out(&self, jobs: usize) {
+        for _ in 0..SPINS {
+            if self.jobs.load(Ordering::Relaxed) != jobs {
+                return; // a hint: the lock tells
+            }
+            std::hint::spin_loop();
+        }
+    }
+
     fn serve(&self) {
         let mut job = lock(&self.job);
         loop {
@@ -138,12 +154,15 @@ impl Pool {
                 *job = Some(Arc::clone(&present)); // there is something for others too
             }
             drop(job);
+            let jobs = self.jobs.load(Ordering::Relaxed); // a hint
             let last = present.help(End::Back);
             drop(present);
-            job = lock(&self.job);
             if last {
+                drop(lock(&self.job)); // who waits has seen it undone and now sleeps, or sees it done
                 self.finished.notify_all();
             }
+            self.look_out(jobs);
+            job = lock(&self.job);
         }
     }
 }
@@ -157,13 +176,15 @@ pub(crate) fn has_helpers() -> bool {
 ///
 /// # Panics
 /// If a part did.
-pub(crate) fn run(work: Arc<dyn Parts>, parts: usize) {
+pub(crate) fn run(work: Arc<dyn Parts>, parts: Range<usize>) {
     let pool = Pool::get();
+    let wanted = parts.len().saturating_sub(1).min(pool.helpers);
     let job = Arc::new(Job::new(work, parts));
-    *lock(&pool.job) = Some(Arc::clone(&job));
-    for _ in 1..parts.min(pool.helpers + 1) {
-        pool.posted.notify_one();
+    if wanted > 0 {
+        *lock(&pool.job) = Some(Arc::clone(&job));
+        pool.jobs.fetch_add(1, Ordering::Relaxed); // a hint to who looks for it: the lock publishes
     }
+    (0..wanted).for_each(|_| pool.posted.notify_one());
     job.help(End::Front);
     for _ in 0..SPINS {
         if job.is_done() {

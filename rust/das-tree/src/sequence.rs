@@ -216,8 +216,8 @@ impl Handle {
         lock(&self.0)
     }
 
-    /// Appends tokens, already checked, with what the target knew, learns from them, and takes in at most so much of a long
-    /// prompt. The order among all sequences of a history matters for what is drafted.
+    /// Appends tokens, already checked, with what the target knew, and learns from them; takes in at most so much of a long
+    /// prompt.
     pub(crate) fn append(
         &self,
         tokens: &[u32],
@@ -225,9 +225,31 @@ impl Handle {
         taken_in: usize,
     ) -> Result<(), Error> {
         let mut state = self.lock();
-        state.running()?.append(tokens, known, taken_in)?;
-        state.output += tokens.len();
+        state.take_in(tokens, known, taken_in)?;
+        state.running()?.learn(tokens, known);
         Ok(())
+    }
+
+    /// The part of [`Self::append`] that concerns this sequence and its tree alone.
+    pub(crate) fn take_in(
+        &self,
+        tokens: &[u32],
+        known: KnownRows,
+        taken_in: usize,
+    ) -> Result<(), Error> {
+        self.lock().take_in(tokens, known, taken_in)
+    }
+
+    /// The rest of it. The order among all sequences of a history matters for what is drafted.
+    pub(crate) fn learn(&self, tokens: &[u32], known: KnownRows) -> Result<(), Error> {
+        self.lock().running()?.learn(tokens, known);
+        Ok(())
+    }
+
+    /// Which tree it is.
+    pub(crate) fn tree(&self) -> Result<usize, Error> {
+        let mut state = self.lock();
+        Ok(Arc::as_ptr(&state.running()?.tree) as usize)
     }
 
     /// Drafts at most `width` nodes into `draft`.
@@ -265,6 +287,12 @@ impl State {
     fn running(&mut self) -> Result<&mut Running, Error> {
         Ok(self.running.as_mut().ok_or(Kind::Closed)?)
     }
+
+    fn take_in(&mut self, tokens: &[u32], known: KnownRows, taken_in: usize) -> Result<(), Error> {
+        self.running()?.take_in(tokens, known, taken_in)?;
+        self.output += tokens.len();
+        Ok(())
+    }
 }
 
 impl Running {
@@ -285,20 +313,16 @@ impl Running {
         Ok(running)
     }
 
-    fn append(&mut self, tokens: &[u32], known: KnownRows, taken_in: usize) -> Result<(), Error> {
+    fn take_in(&mut self, tokens: &[u32], known: KnownRows, taken_in: usize) -> Result<(), Error> {
         if !tokens.is_empty() {
             self.tree.append_record(self.id, tokens, known)?;
         } else if self.own.unchained() == 0 {
             return Ok(());
         }
         let before = self.own_bytes();
-        self.learn(tokens, known);
         self.own.extend(tokens);
         self.own.chain(tokens.len().max(taken_in));
         self.note_chunks();
-        // Another thread may have some left to index.
-        let indexed = self.tree.text.record(self.id).active().indexed as usize;
-        self.learn_shared(self.output().min(indexed.saturating_sub(1)));
         // The chains never shrink.
         self.tree.meter.add(self.own_bytes() - before);
         Ok(())
@@ -400,9 +424,12 @@ impl Running {
         !is_indexed || text.is_new(place(&self.chunks, output))
     }
 
-    /// Learns from tokens that have come, before the own text has them.
+    /// Learns from tokens that have been taken in.
     fn learn(&mut self, tokens: &[Token], known: KnownRows) {
-        let text = self.own.tokens();
+        if tokens.is_empty() {
+            return;
+        }
+        let text = &self.own.tokens()[..self.own.tokens().len() - tokens.len()];
         if known.is_empty() {
             let seen = tokens.iter().map(|&token| Observation::bare(token));
             self.insight.learn(&self.tree, text, tokens, seen);
@@ -415,6 +442,9 @@ impl Running {
             });
             self.insight.learn(&self.tree, text, tokens, seen);
         }
+        // Another thread may have some left to index.
+        let indexed = self.tree.text.record(self.id).active().indexed as usize;
+        self.learn_shared(self.output().min(indexed.saturating_sub(1)));
     }
 
     /// How the sequence lies in the tree: its longest suffix there, up to `limit` tokens, and what is counted.

@@ -141,3 +141,38 @@ fn a_long_prompt_joins_by_parts() {
         assert_eq!(drafts.tokens.first().copied(), expected, "{steps} steps");
     }
 }
+
+/// Another thread closes sequences while a batch large enough to be spread goes over them: the step says so, and the next one
+/// without them is whole.
+#[test]
+fn sequences_closed_meanwhile() {
+    let forest: Vec<Arc<Tree>> = (0..8).map(|_| Tree::new(64).unwrap()).collect();
+    let open = || -> Vec<Sequence> {
+        let sequences = (0..64).map(|i| forest[i % 8].sequence(&[]).unwrap());
+        sequences.collect()
+    };
+    for round in 0..50u32 {
+        let sequences = open();
+        let accepted = [round % 5, 1, 2, round % 3];
+        let requests: Vec<StepRequest> = sequences
+            .iter()
+            .map(|sequence| request(sequence, &accepted))
+            .collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| sequences.iter().step_by(7).for_each(Sequence::close));
+            while let Err(error) =
+                step(&requests, WIDTH).map(|drafts| assert_eq!(drafts.sizes.len(), 64))
+            {
+                assert!(error.is_closed(), "{error}");
+                if sequences[63].is_closed() {
+                    break;
+                }
+            }
+        });
+        let rest: Vec<StepRequest> = requests
+            .into_iter()
+            .filter(|request| !request.sequence.is_closed())
+            .collect();
+        assert_eq!(step(&rest, WIDTH).unwrap().sizes.len(), rest.len());
+    }
+}
