@@ -28,8 +28,9 @@ enum End {
 }
 
 /// A piece of work in progress.
+#[derive(Default)]
 struct Job {
-    work: Arc<dyn Parts>,
+    work: Option<Arc<dyn Parts>>,
     first: usize,
     parts: usize,
     /// Parts taken in all, by who has the work from the front, by helpers from the back: so that in step after step the same
@@ -44,16 +45,11 @@ struct Job {
 
 impl Job {
     fn new(work: Arc<dyn Parts>, parts: Range<usize>) -> Self {
-        let [taken, front, back, done, failed] = std::array::from_fn(|_| AtomicUsize::new(0));
         Self {
-            work,
+            work: Some(work),
             first: parts.start,
             parts: parts.len(),
-            taken,
-            front,
-            back,
-            done,
-            failed,
+            ..Self::default()
         }
     }
 
@@ -80,7 +76,8 @@ impl Job {
             let Some(part) = self.take(end) else {
                 return last;
             };
-            if catch_unwind(AssertUnwindSafe(|| self.work.run(self.first + part))).is_err() {
+            let work = self.work.as_ref().expect("it has parts");
+            if catch_unwind(AssertUnwindSafe(|| work.run(self.first + part))).is_err() {
                 self.failed.fetch_add(1, Ordering::Relaxed); // published by the next line
             }
             // AcqRel: who sees all parts done sees what was done in them.
@@ -172,14 +169,35 @@ pub(crate) fn has_helpers() -> bool {
     Pool::get().helpers > 0
 }
 
+/// A caller's place for what it wants done, which serves again.
+#[derive(Default)]
+pub(crate) struct Place(Arc<Job>);
+
+impl Place {
+    /// Lets go of the last work, unless a helper is still about to leave it.
+    pub(crate) fn clear(&mut self) {
+        if let Some(job) = Arc::get_mut(&mut self.0) {
+            job.work = None;
+        }
+    }
+
+    fn put(&mut self, job: Job) -> Arc<Job> {
+        match Arc::get_mut(&mut self.0) {
+            Some(place) => *place = job,
+            None => self.0 = Arc::new(job),
+        }
+        Arc::clone(&self.0)
+    }
+}
+
 /// Does work in parts with whatever help there is, and returns when all is done.
 ///
 /// # Panics
 /// If a part did.
-pub(crate) fn run(work: Arc<dyn Parts>, parts: Range<usize>) {
+pub(crate) fn run(place: &mut Place, work: Arc<dyn Parts>, parts: Range<usize>) {
     let pool = Pool::get();
     let wanted = parts.len().saturating_sub(1).min(pool.helpers);
-    let job = Arc::new(Job::new(work, parts));
+    let job = place.put(Job::new(work, parts));
     if wanted > 0 {
         *lock(&pool.job) = Some(Arc::clone(&job));
         pool.jobs.fetch_add(1, Ordering::Relaxed); // a hint to who looks for it: the lock publishes
@@ -209,5 +227,7 @@ pub(crate) fn run(work: Arc<dyn Parts>, parts: Range<usize>) {
     }
     drop(present);
     let failed = job.failed.load(Ordering::Relaxed); // published by the last part done
+    drop(job);
+    place.clear();
     assert!(failed == 0, "{failed} parts of a batch failed");
 }

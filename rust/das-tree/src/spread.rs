@@ -70,7 +70,7 @@ struct Drafts {
 
 sync::thread_local! {
     /// The last step's, whose memory serves again.
-    static BATCH: RefCell<Arc<Batch>> = RefCell::default();
+    static LAST: RefCell<(Arc<Batch>, pool::Place)> = RefCell::default();
 }
 
 /// Whether to spread a step over threads.
@@ -88,20 +88,21 @@ pub(crate) fn step(
     learn: impl FnOnce() -> Result<(), Error>,
     drafts: &mut StepDrafts,
 ) -> Result<(), Error> {
-    BATCH.with(|batch| {
-        let batch = &mut *batch.borrow_mut();
+    LAST.with(|last| {
+        let (batch, place) = &mut *last.borrow_mut();
+        place.clear();
         if Arc::get_mut(batch).is_none() {
             *batch = Arc::default(); // a helper is still about to leave the last one
         }
         let filled = Arc::get_mut(batch).expect("nobody else has it yet");
         filled.fill(requests, width, taken_in)?;
         let (appends, parts) = (filled.plan(), filled.parts.len());
-        pool::run(batch.clone(), 0..appends);
+        pool::run(place, batch.clone(), 0..appends);
         if let Some((_, error)) = lock(&batch.failed).take() {
             return Err(error);
         }
         learn()?;
-        pool::run(batch.clone(), appends..parts);
+        pool::run(place, batch.clone(), appends..parts);
         batch.collect(drafts)
     })
 }
