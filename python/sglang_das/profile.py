@@ -25,6 +25,7 @@ from sglang_das import machine
 Row = dict[str, Any]
 
 _TIMEOUT_S = 3600.0
+_LEAST_CONTEXT = 16
 
 
 class ProfileError(RuntimeError):
@@ -58,10 +59,13 @@ def profile(
     """Measure, print and write.
 
     Raises:
-        ProfileError: the server does not answer, is not set to sweep, or matplotlib is missing.
+        ProfileError: the server does not answer, is not set to sweep or measured nothing, `context` is too short, or
+            matplotlib is missing.
     """
     if plot:
         _pyplot()
+    if context < _LEAST_CONTEXT:
+        raise ProfileError(f"--context is {context}, must be {_LEAST_CONTEXT} or more: shorter prompts are no rollouts")
     info = _call(f"{url}/server_info")
     widths = len(_policy(info)["widths"])
     sizes = batches or _powers_of_two(int(info.get("max_running_requests") or 1))
@@ -73,6 +77,8 @@ def profile(
         rows = _policy(_call(f"{url}/server_info"))["measured"]
         for row in (row for row in rows if row["requests"] == size):
             print(f"{size:>8}{row['width']:>7.0f}{row['rows']:>7}{1e3 * row['seconds']:>9.2f}{row['samples']:>9}")
+    if not rows:
+        raise ProfileError("no step was measured; give the server time with more --steps")
     line, error = fit(rows)
     base, per_request, per_row = 1e3 * line
     print(f"t = {base:.3g} + {per_request:.3g} requests + {per_row:.3g} rows, in ms; mean error {100 * error:.1f} %")

@@ -80,7 +80,7 @@ def test_the_acceptance_curve_is_found():
         model.open(int(row), 0)
     path = np.broadcast_to(0.8 ** np.arange(1, 16), (8, 15)).astype(np.float32)
     for _ in range(64):
-        model.observe(rows, path, np.full(8, 15, np.int32))
+        model.observe(rows, path, np.full(8, 15, np.int32), np.full(8, 15, np.int32))
     for drafts in range(1, 16):
         share = 4 * (1 - 0.8**drafts) / (1 + 4 * (1 - 0.8**drafts))
         effort = drafts / (1 + 4 * (1 - 0.8**drafts))
@@ -103,12 +103,29 @@ def test_a_problem_whose_drafts_promise_nothing_has_a_budget_too():
         model.open(row, problem=row)
     hopeless = np.array([[1e-6] * 4, [0.0] * 4], np.float32)
     for _ in range(600):
-        model.observe(rows, hopeless, np.full(2, 4, np.int32))
+        model.observe(rows, hopeless, np.full(2, 4, np.int32), np.full(2, 4, np.int32))
     alpha, k = model.curve(rows)
     assert (k > 0).all()
     for printed in (False, True):
         budget = solve(np.array([100.0, 200.0]), alpha, k, 300.0, 1.0, printed=printed)
         assert np.isfinite(budget.proposals).all()
+
+
+def test_a_small_budget_does_not_shrink_the_next_one():
+    """What a request was not allowed to draft says nothing of what its drafts would be worth."""
+    model = AcceptanceModel(15, 100)
+    rows = np.arange(4)
+    for row in rows:
+        model.open(int(row), 0)
+    path = np.broadcast_to(0.8 ** np.arange(1, 16), (4, 15)).astype(np.float32)
+    for _ in range(64):
+        model.observe(rows, path, np.full(4, 15, np.int32), np.full(4, 15, np.int32))
+    before = share(model, rows, 3.0)
+    for allowed in (2, 0):
+        few = np.full(4, allowed, np.int32)
+        for _ in range(500):
+            model.observe(rows, path[:, : max(allowed, 1)], few, few)
+    assert share(model, rows, 3.0) == pytest.approx(before, rel=0.03)
 
 
 def test_problems_have_curves_of_their_own_and_new_ones_the_common_one():
@@ -118,7 +135,7 @@ def test_problems_have_curves_of_their_own_and_new_ones_the_common_one():
         model.open(problem, problem)
     path = np.stack((0.9 ** np.arange(1, 16), 0.3 ** np.arange(1, 16))).astype(np.float32)
     for _ in range(256):
-        model.observe(rows, path, np.full(2, 15, np.int32))
+        model.observe(rows, path, np.full(2, 15, np.int32), np.full(2, 15, np.int32))
     for problem in (0, 1):  # later rollouts of the same problems, in the other's rows
         model.open(problem, 1 - problem)
     poor, good = share(model, rows, 2.0)
@@ -135,10 +152,10 @@ def test_the_least_recently_seen_problem_is_forgotten_first():
     for row, problem in enumerate((0, 1, 0, 2)):
         model.open(row, problem)
         model.observe(
-            np.array([row]), np.full((1, 4), 0.9 if problem == 0 else 0.1, np.float32), np.full(1, 4, np.int32)
+            np.array([row]), np.full((1, 4), 0.9 if problem == 0 else 0.1, np.float32), *2 * [np.full(1, 4, np.int32)]
         )
     for _ in range(64):
-        model.observe(np.array([2]), np.full((1, 4), 0.9, np.float32), np.full(1, 4, np.int32))
+        model.observe(np.array([2]), np.full((1, 4), 0.9, np.float32), *2 * [np.full(1, 4, np.int32)])
     kept = model.curve(np.array([2]))[1][0]
     model.open(4, 0)
     model.open(5, 1)

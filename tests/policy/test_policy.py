@@ -105,15 +105,17 @@ def test_width_equals_brute_force(data):
     sizes = data.draw(hnp.arrays(np.int32, requests, elements=st.integers(0, 15)))
     caps = data.draw(hnp.arrays(np.int32, requests, elements=st.integers(0, 15)))
     path = np.cumprod(ratios, axis=1, dtype=np.float32)
-    plan = Plan(np.full(requests, LONG, np.int8), caps, np.zeros(requests, np.float32), None, np.arange(requests))
+    others = data.draw(st.integers(0, 5))
+    rows = np.arange(requests)
+    plan = Plan(np.full(requests, LONG, np.int8), caps, np.zeros(requests, np.float32), None, rows, others)
     choice = TRAINED.width(path, sizes, plan)
 
     usable = np.minimum(sizes, caps)
     corrected = TRAINED.calibration(path).astype(float)
-    times = TRAINED.latency.seconds(requests)
+    times = TRAINED.latency.seconds(requests + others)
     rates = []
     for width, seconds in zip(TRAINED.config.step_widths, times, strict=True):
-        tokens = sum(1.0 + corrected[i, : min(usable[i], width - 1)].sum() for i in range(requests))
+        tokens = others + sum(1.0 + corrected[i, : min(usable[i], width - 1)].sum() for i in range(requests))
         rates.append(tokens / seconds)
         if width == choice.width:
             assert choice.tokens == pytest.approx(tokens, rel=1e-5)
@@ -137,14 +139,17 @@ def test_packed_drafts_equal_brute_force(data):
     usable = data.draw(hnp.arrays(np.int32, requests, elements=st.integers(0, 6)))
     weights = data.draw(hnp.arrays(np.float64, requests, elements=st.sampled_from([0.5, 1.0, 2.0])))
     path = np.cumprod(ratios, axis=1, dtype=np.float32)
-    plan = Plan(np.full(requests, LONG, np.int8), usable, np.zeros(requests, np.float32), weights, np.arange(requests))
+    others = data.draw(st.integers(0, 3))
+    rows = np.arange(requests)
+    plan = Plan(np.full(requests, LONG, np.int8), usable, np.zeros(requests, np.float32), weights, rows, others)
     choice = PACKED.width(path, usable, plan)
 
     corrected = PACKED.calibration(path).astype(float)
 
     def rate(drafts) -> float:
         value = sum(w * (1 + corrected[i, :d].sum()) for i, (w, d) in enumerate(zip(weights, drafts, strict=True)))
-        return value / PACKED.latency.seconds_of_rows(requests, requests + int(sum(drafts))).item()
+        batch = requests + others
+        return (value + others) / PACKED.latency.seconds_of_rows(batch, batch + int(sum(drafts))).item()
 
     worth = sorted({weights[i] * corrected[i, j] for i in range(requests) for j in range(usable[i])})
     thresholds = [[sum(weights[i] * corrected[i, : usable[i]] >= least) for i in range(requests)] for least in worth]
@@ -223,6 +228,43 @@ def test_the_switch_of_large_batches_leaves_the_tail_alone():
     policy.observe_drafts = lambda *_: None  # type: ignore[method-assign]
     live(policy, 200, honest=False, requests=64)
     assert live(policy, 1, honest=True, requests=2)[0] > 1
+
+
+def test_requests_that_are_not_drafted_for_count_in_cost_and_switch():
+    """Two rollouts among 62 other requests: rows are dear, and drafts that fail must turn speculation off there."""
+    policy = Policy()
+    policy.observe_drafts = lambda *_: None  # type: ignore[method-assign]
+    rows = opened(policy, 2, cap=10**6)
+    path = np.tile(0.9 ** np.arange(1, 16), (2, 1)).astype(np.float32)
+    seconds, plain = 0.0, 0.0
+    for step in range(600):
+        plan = policy.plan(rows, np.full(2, step, np.int32), others=62)
+        drafts = np.minimum(plan.max_drafts, 15)
+        choice = policy.width(path, drafts, plan)
+        took = 0.06 + 0.002 * 64 * choice.width
+        policy.observe_step(64, choice.width, took, int(choice.drafts.sum()), 0)
+        seconds, plain = seconds + took, plain + 0.06 + 0.002 * 64
+    assert seconds < 1.05 * plain
+
+
+def test_a_batch_that_ended_says_nothing_of_the_slots_of_the_next():
+    """64 live at once, then 8 at a time: the 8 are not the rest of the 64, and none of them is known to be the last."""
+    policy = with_history("das")
+    rows = [policy.open(1, 5000) for _ in range(64)]
+    policy.plan(np.array(rows), np.zeros(64, np.int32))
+    for row in rows:
+        policy.close(row, 100, finished=True)
+    rows = np.array([policy.open(problem, 5000) for problem in (0, 1, 2, 0, 1, 2, 0, 1)])
+    for step in range(8):
+        plan = policy.plan(rows, np.full(8, step, np.int32))
+    assert plan.weights == pytest.approx(1.0)
+
+
+def test_a_rollout_ends_whose_problem_was_forgotten():
+    policy = Policy(PolicyConfig(max_problems=1))
+    rows = [policy.open(0, CAP, 5), policy.open(0, CAP, 5), policy.open(1, CAP)]
+    for row in rows:
+        policy.close(row, 5, finished=True)
 
 
 def test_same_calls_same_answers():

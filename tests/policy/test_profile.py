@@ -106,6 +106,28 @@ def test_a_server_that_is_not_there_is_named(capsys):
     assert "http://127.0.0.1:9" in capsys.readouterr().err
 
 
+def test_a_step_measured_once_is_not_taken_for_settled(tmp_path):
+    file = tmp_path / "profile.json"
+    row = {"requests": 4, "width": 1, "rows": 4, "seconds": 5.0, "samples": 1}
+    steps = [row, *({"requests": 4, "width": w, "rows": 4 * w, "seconds": 0.1, "samples": 24} for w in (1, 2, 3, 4))]
+    file.write_text(json.dumps({"results": steps}))
+    policy = Policy(PolicyConfig(profile=str(file), max_width=4))
+    assert policy.latency.seconds(4) == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"results": []}', '{"results": [{"requests": 4, "rows": 2}]}', "nothing"])
+def test_a_file_that_is_no_profile_is_refused_by_name(tmp_path, content):
+    file = tmp_path / "profile.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"profile\.json"):
+        Policy(PolicyConfig(profile=str(file)))
+
+
+def test_prompts_too_short_to_be_rollouts_are_refused(capsys):
+    assert main(["profile", "http://127.0.0.1:9", "--context", "4"]) == 2
+    assert "--context is 4" in capsys.readouterr().err
+
+
 def test_no_coefficient_is_negative():
     rows = [
         {"requests": b, "rows": b * w, "seconds": 0.02 - 0.001 * b + 0.002 * b * w} for b in (1, 4) for w in (1, 2, 4)

@@ -125,12 +125,12 @@ class Drafter:
             return Drafts.none(len(requests)), rollouts
         rows = np.array([rollout.row for rollout in live], np.int64)
         generated = np.array([len(rollout.continued) + len(rollout.request.output_ids) for rollout in live], np.int32)
-        plan = self.policy.plan(rows, generated, waiting)
+        plan = self.policy.plan(rows, generated, waiting, others=len(requests) - len(live))
+        plan = plan.within(_room(live).clip(0, self._max_nodes).astype(np.int32))
         for rollout, length_class in zip(live, plan.length_class.tolist(), strict=True):
             rollout.length_class = length_class
-        max_nodes = np.minimum(plan.max_drafts, _room(live)).clip(0, self._max_nodes).astype(np.int32)
         self._emitted_since_version = True
-        drafted = self._step(live, max_nodes, plan.floor, noise_by_rank)
+        drafted = self._step(live, plan.max_drafts, plan.floor, noise_by_rank)
         choice = self.policy.width(drafted.probabilities, drafted.sizes, plan)
         # A width in between would be cheaper here, but the policy knows the cost of its own widths only.
         chosen = drafted.cut(choice.width, choice.drafts).widen(choice.width)
@@ -151,7 +151,9 @@ class Drafter:
             accept_lens: tokens each request emitted, `[n]`.
             accepted: which nodes were kept, `[n, width - 1]`; not needed for chains.
         """
-        self.policy.observe_drafts(drafts.probabilities, drafts.sizes, accept_lens, accepted)
+        live = np.array([rollout is not None for rollout in rollouts], bool)
+        kept = None if accepted is None else accepted[live]
+        self.policy.observe_drafts(drafts.probabilities[live], drafts.sizes[live], accept_lens[live], kept)
         self._counters.drafted += int(drafts.sizes.sum())
         self._counters.accepted += int(accept_lens.sum()) - len(accept_lens)
         for rollout, size, length in zip(rollouts, drafts.sizes.tolist(), accept_lens.tolist(), strict=True):

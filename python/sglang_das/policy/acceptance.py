@@ -10,6 +10,7 @@ them are accepted, l tokens take l / (1 + a) steps, so
 
 are points of the curve. a(d) and D(d) are averages over request steps of what their nodes promise by calibrated
 probability, verified or not: so the choice of widths does not colour them, and no curve bends by whom it was tried on.
+Nor do budgets: a step in which a request might draft no more than c nodes says nothing of the nodes after them.
 
 Pooled over two levels: a problem's averages are its own and :data:`_BORROWED` request steps of all problems', so that a
 new problem starts with the common curve and soon has its own. alpha and k are fitted to them by least squares.
@@ -42,11 +43,11 @@ class AcceptanceModel:
         """Drafts have at most ``nodes`` nodes."""
         self._nodes = nodes
         self._common = np.zeros((2, nodes))  # accepted and proposed by depth, summed over steps of one request
-        self._common_steps = 0.0
+        self._common_steps = np.zeros(nodes)
         self._slot_of: OrderedDict[int, int] = OrderedDict()  # problem -> index into the arrays below
         self._max_problems = max_problems
         self._evidence = np.zeros((0, 2, nodes))
-        self._steps = np.zeros(0)
+        self._steps = np.zeros((0, nodes))
         self._alpha = np.zeros(0)
         self._k = np.zeros(0)
         self._slot_of_row = np.zeros(0, np.int64)
@@ -60,18 +61,31 @@ class AcceptanceModel:
             self._slot_of_row = np.append(self._slot_of_row, np.zeros(more, np.int64))
         self._slot_of_row[row] = self._slot(problem)
 
-    def observe(self, rows: Ints, probabilities: npt.NDArray[np.float32], usable: npt.NDArray[np.int32]) -> None:
-        """Nodes drafted in a step: the first ``usable`` int32 [n] of calibrated path probabilities float32 [n, K]."""
+    def observe(
+        self,
+        rows: Ints,
+        probabilities: npt.NDArray[np.float32],
+        usable: npt.NDArray[np.int32],
+        allowed: npt.NDArray[np.int32],
+    ) -> None:
+        """Nodes drafted in a step: the first ``usable`` int32 [n] of calibrated path probabilities float32 [n, K].
+
+        ``allowed`` int32 [n] is how many there might have been.
+        """
         nodes = min(probabilities.shape[1], self._nodes)
-        drafted = np.arange(nodes, dtype=np.int32) < usable[:, None]
+        depths = np.arange(self._nodes, dtype=np.int32)
+        drafted = depths[:nodes] < usable[:, None]
+        asked = (depths < allowed[:, None]).astype(np.float64)
         seen = np.zeros((len(rows), 2, self._nodes))
         seen[:, 0, :nodes] = probabilities[:, :nodes] * drafted
         seen[:, 1, :nodes] = drafted
-        self._common = self._common * _KEEP + seen.mean(axis=0)
-        self._common_steps = self._common_steps * _KEEP + 1.0
+        share = asked.mean(axis=0)
+        kept = 1.0 - (1.0 - _KEEP) * share
+        self._common = self._common * kept + seen.mean(axis=0)
+        self._common_steps = self._common_steps * kept + share
         slots = self._slot_of_row[rows]
         np.add.at(self._evidence, slots, seen)
-        np.add.at(self._steps, slots, 1.0)
+        np.add.at(self._steps, slots, asked)
         self._observed += 1
         if self._observed % _REFIT_EVERY == 0:
             self._refit(np.unique(slots))
@@ -89,9 +103,8 @@ class AcceptanceModel:
             if slot >= len(self._steps):
                 more = max(64, len(self._steps))
                 self._evidence = np.append(self._evidence, np.zeros((more, 2, self._nodes)), axis=0)
-                self._steps, self._alpha, self._k = (
-                    np.append(array, np.zeros(more)) for array in (self._steps, self._alpha, self._k)
-                )
+                self._steps = np.append(self._steps, np.zeros((more, self._nodes)), axis=0)
+                self._alpha, self._k = (np.append(array, np.zeros(more)) for array in (self._alpha, self._k))
             self._slot_of[problem] = slot
             self._evidence[slot], self._steps[slot] = 0.0, 0.0
             self._alpha[slot], self._k[slot] = self.alpha, self.k
@@ -100,15 +113,15 @@ class AcceptanceModel:
 
     def _refit(self, slots: Ints) -> None:
         """Fit the common curve, and those of the problems live in this step."""
-        common = self._common / self._common_steps
+        common = self._common / np.maximum(self._common_steps, 1e-12)
         averages = self._evidence[slots] + _BORROWED * common
-        averages /= (self._steps[slots] + _BORROWED)[:, None, None]
+        averages /= (self._steps[slots] + _BORROWED)[:, None, :]
         if common[0].sum() > _PROMISE:
             alpha, k = _fit(np.concatenate((common[None], averages)))
             self.alpha, self.k = float(alpha[0]), float(k[0])
             self._alpha[slots], self._k[slots] = alpha[1:], k[1:]
         kept = np.minimum(1.0, _MEMORY / np.maximum(self._steps[slots], 1.0))
-        self._evidence[slots] *= kept[:, None, None]
+        self._evidence[slots] *= kept[:, None, :]
         self._steps[slots] *= kept
 
 

@@ -150,6 +150,7 @@ class LengthModel:
             self._refresh()
         siblings = self._siblings(problem)
         if len(siblings):
+            self._remember(problem)  # it may have been forgotten while they ran
             initial, mean, evidence = self._judge_problem(problem)
             self._initial[siblings], self._problem_mean[siblings], self._evidence[siblings] = initial, mean, evidence
 

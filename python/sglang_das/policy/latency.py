@@ -99,11 +99,11 @@ class LatencyModel:
             self._refit()
             self._next_refit = self._observed + (1 if count < _SETTLED else _REFIT_EVERY)
 
-    def learn(self, steps: list[tuple[int, int, float]]) -> None:
-        """Take (requests, rows, seconds) of steps measured beforehand for as good as settled."""
-        for step in steps:
-            for _ in range(_SETTLED):
-                self.observe(*step)
+    def learn(self, steps: list[tuple[int, int, float, int]]) -> None:
+        """Take (requests, rows, median seconds, samples) of steps measured beforehand, as settled as they are."""
+        for requests, rows, seconds, samples in steps:
+            for _ in range(min(samples, _SETTLED)):
+                self.observe(requests, rows, seconds)
 
     def table(self) -> list[dict[str, float]]:
         """What was measured: median ``seconds`` at each ``requests`` and ``width``, from so many ``samples``."""

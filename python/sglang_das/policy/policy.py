@@ -13,7 +13,7 @@ tensor-parallel ranks that are told the same step times decide the same.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,17 @@ class Plan:
     """What a token of each request is worth, float64 [n] of mean one; None where all are worth the same."""
     rows: npt.NDArray[np.int64]
     """The requests planned for, int64 [n]."""
+    others: int = 0
+    """Further requests in the batch: each emits a token a step, and takes as many rows as any."""
+
+    @property
+    def batch(self) -> int:
+        """Requests in the batch."""
+        return len(self.rows) + self.others
+
+    def within(self, room: npt.NDArray[np.int32]) -> Plan:
+        """The same where each request may draft at most ``room`` nodes, int32 [n]."""
+        return replace(self, max_drafts=np.minimum(self.max_drafts, room).astype(np.int32))
 
 
 class Policy:
@@ -77,6 +88,7 @@ class Policy:
             self._caps[SHORT] = 0
             self._caps[MEDIUM] = min(config.medium_drafts, self._caps[LONG])
         self._last: tuple[Plan, WidthChoice] | None = None
+        self._open = 0
         self._steps: dict[int, int] = {}
         self._plans = self._plans_off = self._drafted = self._accepted = 0
 
@@ -97,6 +109,7 @@ class Policy:
                 "a rollout opens with 0 <= generated < max_new_tokens"
             )
         row = self.lengths.open(problem, max_new_tokens, generated)
+        self._open += 1
         self._pace.open(row)
         if self._acceptance and self._budgets:
             self._acceptance.open(row, problem)
@@ -117,29 +130,41 @@ class Policy:
         if length < 0:
             raise ValueError(f"policy: length is {length}, must be the number of tokens generated, 0 or more")
         self.lengths.close(row, length, finished)
+        self._open -= 1
+        if not self._open:
+            self._tail.batch_ended()
 
-    def plan(self, rows: npt.NDArray[np.int64], generated: npt.NDArray[np.int32], waiting: int | None = None) -> Plan:
+    def plan(
+        self,
+        rows: npt.NDArray[np.int64],
+        generated: npt.NDArray[np.int32],
+        waiting: int | None = None,
+        others: int = 0,
+    ) -> Plan:
         """What each of the live requests may draft. Call once per step, before drafting.
 
         Args:
             rows: int64 [n], open rows.
             generated: int32 [n], tokens each has generated so far.
             waiting: rollouts in the queue; if not known, inferred from slots that stay free.
+            others: requests of the batch that are nobody's rollout and are never drafted for.
 
         Raises:
-            ValueError: the arrays differ in shape or a row is not open.
+            ValueError: the arrays differ in shape, a row is not open, or ``others`` is negative.
         """
         if rows.ndim != 1 or rows.shape != generated.shape:
             raise ValueError(f"policy: rows has shape {rows.shape} and generated {generated.shape}; both must be [n]")
+        if others < 0:
+            raise ValueError(f"policy: others is {others}, must be the number of other requests, 0 or more")
         self.lengths.require_open(rows)
         requests = len(rows)
         classes = self.lengths.classify(rows, generated)
         if not requests:
-            return Plan(classes, np.zeros(0, np.int32), np.zeros(0, np.float32), None, rows)
+            return Plan(classes, np.zeros(0, np.int32), np.zeros(0, np.float32), None, rows, others)
         # Classes are relative to the live batch: whoever is expected to last longest is what the batch waits for.
         classes = classes + np.int8(LONG - int(classes.max()))
         self._plans += 1
-        if self._adaptive and not self._switch.is_on(requests):
+        if self._adaptive and not self._switch.is_on(requests + others):
             self._plans_off += 1
             max_drafts = np.zeros(requests, np.int32)
         else:
@@ -148,7 +173,7 @@ class Policy:
             if self._budgets:
                 max_drafts = np.minimum(max_drafts, self._budgets.drafts(rows))
         weights = self._weights(rows, waiting) if self.config.arm == "das" else None
-        return Plan(classes, max_drafts, self._floors(requests, weights), weights, rows)
+        return Plan(classes, max_drafts, self._floors(requests + others, requests, weights), weights, rows, others)
 
     def width(self, probabilities: npt.NDArray[np.float32], sizes: npt.NDArray[np.int32], plan: Plan) -> WidthChoice:
         """Width of the step, and how many of its drafted nodes each request verifies.
@@ -169,7 +194,7 @@ class Policy:
             )
         usable = np.minimum(np.minimum(sizes, plan.max_drafts), probabilities.shape[1]).astype(np.int32, copy=False)
         if self._acceptance and requests:
-            self._acceptance.observe(plan.rows, self.calibration(probabilities), sizes)
+            self._acceptance.observe(plan.rows, self.calibration(probabilities), sizes, plan.max_drafts)
         choice = self._choose(probabilities, usable, plan)
         if requests:
             self._last = plan, choice
@@ -178,27 +203,27 @@ class Policy:
     def _choose(self, probabilities: npt.NDArray[np.float32], usable: npt.NDArray[np.int32], plan: Plan) -> WidthChoice:
         requests = len(usable)
         if self.config.arm == "sweep" and requests:
-            return self._sweep(usable)
+            return self._sweep(usable, plan)
         if not usable.any():
-            seconds = float(self.latency.seconds(requests)[0]) if requests else 0.0
-            return WidthChoice(1, np.zeros(requests, np.int32), float(requests), seconds, False)
+            seconds = float(self.latency.seconds(plan.batch)[0]) if requests else 0.0
+            return WidthChoice(1, np.zeros(requests, np.int32), float(plan.batch), seconds, False)
         corrected = self.calibration(probabilities)
         if not self._adaptive:
-            return self._chooser.widest(corrected, usable)
+            return self._chooser.widest(corrected, usable, plan.others)
         choose = self._chooser.packed if self.config.packed else self._chooser.uniform
-        return choose(corrected, usable, plan.weights)
+        return choose(corrected, usable, plan.weights, plan.others)
 
-    def _sweep(self, usable: npt.NDArray[np.int32]) -> WidthChoice:
-        widths, requests = self.config.step_widths, len(usable)
+    def _sweep(self, usable: npt.NDArray[np.int32], plan: Plan) -> WidthChoice:
+        widths = self.config.step_widths
         at = self._plans % len(widths)
         drafts = np.minimum(usable, np.int32(widths[at] - 1))
-        return WidthChoice(widths[at], drafts, float(requests), float(self.latency.seconds(requests)[at]), True)
+        return WidthChoice(widths[at], drafts, float(plan.batch), float(self.latency.seconds(plan.batch)[at]), True)
 
     def observe_step(self, requests: int, width: int, seconds: float, drafted: int, accepted: int) -> None:
         """The engine's own measurement of a verify step.
 
         Args:
-            requests: live requests in it.
+            requests: requests in it, those that are never drafted for included.
             width: rows each of them took.
             seconds: time of the verify step alone.
             drafted: drafted nodes verified, over all requests.
@@ -269,7 +294,8 @@ class Policy:
         found = np.flatnonzero(rows == row)
         if self._last is None or not len(found):
             raise ValueError(f"policy: row {row} was not in the last step; ask for one of {rows.tolist()}")
-        (plan, choice), at, requests = self._last, int(found[0]), len(rows)
+        (plan, choice), at = self._last, int(found[0])
+        requests = plan.batch
         say = budget if brief else sentence
         return say(
             Reasons(
@@ -331,11 +357,11 @@ class Policy:
         weights: npt.NDArray[np.float64] = worth / worth.mean()
         return weights
 
-    def _floors(self, requests: int, weights: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float32]:
+    def _floors(self, batch: int, requests: int, weights: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float32]:
         """Half of what a node must bring: a uniform width also carries nodes that pay less than their share."""
         if not self._adaptive:
             return np.zeros(requests, np.float32)
-        share = 0.5 * self.latency.coefficients[2] * requests / float(self.latency.seconds(requests)[0])
+        share = 0.5 * self.latency.coefficients[2] * batch / float(self.latency.seconds(batch)[0])
         if weights is None or not self.config.packed:
             return np.full(requests, max(self.config.min_floor, share), np.float32)
         return np.clip(share / weights, self.config.min_floor, 0.5).astype(np.float32)

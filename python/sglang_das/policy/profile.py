@@ -6,19 +6,20 @@ import json
 from pathlib import Path
 
 
-def measured_steps(file: str) -> list[tuple[int, int, float]]:
-    """(requests, rows, seconds) of each step measured.
+def measured_steps(file: str) -> list[tuple[int, int, float, int]]:
+    """(requests, rows, median seconds, samples) of each kind of step measured.
 
     Raises:
         ValueError: the file cannot be read or is no profile; the message names it.
     """
     try:
         rows = json.loads(Path(file).read_text(encoding="utf-8"))["results"]
-        steps = [(int(row["requests"]), int(row["rows"]), float(row["seconds"])) for row in rows]
+        steps = [(int(r["requests"]), int(r["rows"]), float(r["seconds"]), int(r["samples"])) for r in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"policy: profile is {file!r}, must be a file written by `das profile` ({error})") from error
-    if not all(1 <= requests <= rows and 0.0 < seconds < 1e6 for requests, rows, seconds in steps):
+    if not steps or not all(1 <= b <= rows and 0.0 < s < 1e6 and samples > 0 for b, rows, s, samples in steps):
         raise ValueError(
-            f"policy: profile is {file!r}, must have 1 <= requests <= rows and positive seconds; measure anew"
+            f"policy: profile is {file!r}, must have steps, each with 1 <= requests <= rows and with positive seconds "
+            "and samples; measure anew"
         )
     return steps

@@ -91,9 +91,13 @@ class Tail:
         total = float(share.sum())
         return share / total if total > 0.01 else even
 
+    def batch_ended(self) -> None:
+        """No rollout is live any more: how many the next batch has room for is not known."""
+        self._age = self._most = self._below_most = 0
+
     def _guess(self, live: int) -> int:
         """Rollouts that wait, to judge by slots that stay free."""
-        self._most = max(self._most, live) if live else 0
+        self._most = max(self._most, live)
         self._below_most = self._below_most + 1 if live < self._most else 0
         return 0 if self._below_most >= 3 else live
 

@@ -91,27 +91,35 @@ class WidthChooser:
         self._explorer = Explorer(explore_every)
         self._margin = margin
 
-    def uniform(self, probabilities: Probabilities, usable: Counts, weights: Floats | None) -> WidthChoice:
-        """The best common width; each request may use its first ``usable`` nodes, ``weights`` default to one."""
-        requests, longest = len(usable), int(usable.max())
+    def uniform(
+        self, probabilities: Probabilities, usable: Counts, weights: Floats | None, others: int = 0
+    ) -> WidthChoice:
+        """The best common width; each request may use its first ``usable`` nodes, ``weights`` default to one.
+
+        ``others`` further requests are in the step without drafts, worth one each.
+        """
+        requests, longest = len(usable) + others, int(usable.max())
         probabilities = _only(probabilities[:, :longest], usable)
-        value = _cumulative(probabilities, weights)
+        value = _cumulative(probabilities, weights) + others
         widest = self._widest(longest)
         used = np.minimum(self._widths[: widest + 1] - 1, longest)
         times = self._latency.seconds(requests)[: widest + 1]
         rate = value[used] / times
         best = self._best(rate)
         column = self._explorer.neighbour(best, rate, requests, self._latency.samples(requests))
-        return self._at_width(column, probabilities, usable, explored=column != best)
+        return self._at_width(column, probabilities, usable, requests, explored=column != best)
 
-    def widest(self, probabilities: Probabilities, usable: Counts) -> WidthChoice:
+    def widest(self, probabilities: Probabilities, usable: Counts, others: int = 0) -> WidthChoice:
         """The least width that takes every usable node, whatever it costs."""
-        longest = int(usable.max())
-        return self._at_width(self._widest(longest), _only(probabilities[:, :longest], usable), usable, explored=False)
+        longest, requests = int(usable.max()), len(usable) + others
+        probabilities = _only(probabilities[:, :longest], usable)
+        return self._at_width(self._widest(longest), probabilities, usable, requests, explored=False)
 
-    def packed(self, probabilities: Probabilities, usable: Counts, weights: Floats | None) -> WidthChoice:
-        """The best set of nodes where every node costs one row."""
-        requests, longest = len(usable), int(usable.max())
+    def packed(
+        self, probabilities: Probabilities, usable: Counts, weights: Floats | None, others: int = 0
+    ) -> WidthChoice:
+        """The best set of nodes where every node costs one row; ``others`` as in :meth:`uniform`."""
+        requests, longest = len(usable) + others, int(usable.max())
         probabilities = probabilities[:, :longest]
         worth = probabilities if weights is None else probabilities * weights.astype(np.float32)[:, None]
         ranked = np.sort(-worth[_first(usable, longest)])  # best first, negated
@@ -120,7 +128,7 @@ class WidthChooser:
         # Nodes of equal worth are taken all or none: which of them would come first is nobody's decision.
         sizes[1:] = ranked.searchsorted(ranked[sizes[1:] - 1], side="right")
         value = np.empty(nodes + 1)
-        value[0] = requests if weights is None else weights.sum()
+        value[0] = requests if weights is None else weights.sum() + others
         np.negative(ranked[:nodes], out=value[1:])
         value = np.cumsum(value)[sizes]
         rate = value / self._latency.seconds_of_rows(requests, requests + sizes)
@@ -132,7 +140,7 @@ class WidthChooser:
         taken = int(sizes[best])
         if tried != column:
             taken = min(nodes, int((self._widths[tried] - 1) * requests))
-        drafts = np.zeros(requests, np.int32)
+        drafts = np.zeros(len(usable), np.int32)
         if taken:
             drafts = np.minimum((worth >= -ranked[taken - 1]).sum(axis=1, dtype=np.int32), usable)
         rows = requests + int(drafts.sum())
@@ -151,8 +159,10 @@ class WidthChooser:
         best = int(rate.argmax())
         return best if rate[best] > rate[0] * (1.0 + self._margin) else 0
 
-    def _at_width(self, column: int, probabilities: Probabilities, usable: Counts, *, explored: bool) -> WidthChoice:
-        width, requests = int(self._widths[column]), len(usable)
+    def _at_width(
+        self, column: int, probabilities: Probabilities, usable: Counts, requests: int, *, explored: bool
+    ) -> WidthChoice:
+        width = int(self._widths[column])
         return WidthChoice(
             width=width,
             drafts=np.minimum(usable, np.int32(width - 1)),
