@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import torch
 from sglang_das.engine.drafts import Drafts, DraftTree
+from sglang_das.engine.rows import Rows
 
 
 def trees():
@@ -25,4 +26,6 @@ def test_the_full_mask_is_the_prefix_and_the_ancestors():
     ]
     full = full_mask(tree, torch.tensor(lengths), sum(lengths))
     assert np.array_equal(full.numpy(), np.concatenate(expected))
-    assert np.array_equal(rows_mask(tree, full.device).numpy(), ancestors.ravel())
+    assert np.array_equal(rows_mask(Rows.of(tree, packed=False), full.device).numpy(), ancestors.ravel())
+    packed = [seen[:size, :size].ravel() for seen, size in zip(ancestors, (4, 3, 1), strict=True)]
+    assert np.array_equal(rows_mask(Rows.of(tree, packed=True), full.device).numpy(), np.concatenate(packed))

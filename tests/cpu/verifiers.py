@@ -114,6 +114,7 @@ def das(step):
     """The verification of `sglang_das.engine`, with the CPU engine's draw."""
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
     from sglang_das.cpu.sampler import draw
+    from sglang_das.engine.rows import Rows
     from sglang_das.engine.verify import sample_nodes
 
     n = len(step.seeds)
@@ -139,7 +140,8 @@ def das(step):
     logits = torch.from_numpy(np.log(step.target) * np.float32(step.temperature)).reshape(-1, VOCABULARY)
     batch = SimpleNamespace(sampling_info=info, return_logprob=False, reqs=[_REQUEST] * n)
     output = _Output(next_token_logits=logits)
-    sampled, _ = sample_nodes(batch, sampler, output, torch.from_numpy(step.positions.ravel().copy()), step.tree)
+    rows = Rows.of(step.tree, packed=False)
+    sampled, _ = sample_nodes(batch, sampler, output, torch.from_numpy(step.positions.ravel().copy()), rows)
     matched = match(step.tree, sampled)
     return [sampled[i, matched.path[i, : matched.accept_lens[i]]] for i in range(n)]
 

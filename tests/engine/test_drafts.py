@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sglang_das.engine.drafts import Drafts, DraftTree
 from sglang_das.engine.matching import match
+from sglang_das.engine.rows import Rows
 
 VOCABULARY = 4
 
@@ -107,6 +108,24 @@ def test_match_keeps_exactly_the_agreeing_path(drafts, data):
     flat = result.flat_path()
     assert np.array_equal(flat >= 0, result.path >= 0)
     assert np.array_equal(flat[flat >= 0] % drafts.width, result.path[result.path >= 0])
+
+
+@given(forests(), st.booleans())
+def test_rows_are_the_nodes_request_by_request(drafts, packed):
+    """Each row's node, what rows see of each other, and the way back from nodes to rows; packed, nothing is padded."""
+    tree = DraftTree(drafts)
+    rows = Rows.of(tree, packed=packed)
+    sizes = (drafts.sizes + 1).tolist() if packed else [drafts.width] * len(drafts.sizes)
+    nodes = [(i, node) for i, size in enumerate(sizes) for node in range(size)]
+    assert rows.counts.tolist() == sizes
+    assert [divmod(int(node), drafts.width) for node in rows.nodes] == nodes
+    assert [nodes[row] for row in rows.used] == [(i, n) for i, n in nodes if n <= drafts.sizes[i]]
+    seen = tree.ancestors()
+    expected = [seen[i, :size, :size].ravel() for i, size in enumerate(sizes)]
+    assert rows.visible().tolist() == np.concatenate(expected).tolist()
+    path = np.array([[0, size - 1, -1] for size in sizes], np.int32)
+    back = [[nodes.index((i, int(node))) if node >= 0 else -1 for node in line] for i, line in enumerate(path)]
+    assert rows.of_path(path).tolist() == back
 
 
 def test_a_cut_is_a_valid_draft():

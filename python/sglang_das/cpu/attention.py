@@ -39,6 +39,9 @@ def create_backend(runner: Any) -> "CpuAttention":
 class CpuAttention(AttentionBackend):  # type: ignore[misc]
     """Attention whose rows have the same bits alone, in any batch, and in any kind of forward pass."""
 
+    packs_rows = True
+    """Requests may verify different numbers of rows."""
+
     def __init__(self, runner: Any) -> None:
         """Refuses models with attention the kernel does not compute.
 
@@ -76,7 +79,8 @@ class CpuAttention(AttentionBackend):  # type: ignore[misc]
             prefix, rows = seq_lens - 1, torch.ones_like(seq_lens)
         elif mode.is_target_verify():
             spec = forward_batch.spec_info
-            prefix, rows = seq_lens, torch.full_like(seq_lens, spec.draft_token_num)
+            counts = getattr(spec, "row_counts", None)
+            prefix, rows = seq_lens, torch.full_like(seq_lens, spec.draft_token_num) if counts is None else counts
             if spec.custom_mask is not None:
                 mask = spec.custom_mask.numpy()
         else:

@@ -47,6 +47,8 @@ class DasConfig:
     """Fall back on what follows the last one or two tokens in any problem."""
     coupled: bool = True
     """Draft with the noise the sampler will use, where it is known."""
+    packed: bool = True
+    """Verify what was drafted and nothing else, where the attention backend can: the CPU engine's."""
     max_width: int = 16
     """Largest verify width (rows per request: one root and the drafts).
 
@@ -105,6 +107,11 @@ class DasConfig:
         if unknown:
             raise ConfigError(f"unknown setting {unknown[0]!r}; the settings are {', '.join(known)}")
         return cls(**{name: _convert(name, value, known[name].default) for name, value in values.items()})
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether to pack: not in a sweep, which measures whole widths, nor n-gram drafts, which SGLang verifies padded."""
+        return self.packed and self.arm != "sweep" and self.drafter == "das"
 
     @property
     def keeps_distributions(self) -> bool:

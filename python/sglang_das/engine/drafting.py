@@ -65,7 +65,13 @@ class Drafter:
     """History, live rollouts and policy of one scheduler."""
 
     def __init__(
-        self, config: DasConfig, max_width: int, counters: Counters, noise_of: NoiseOf = coupling.unknown
+        self,
+        config: DasConfig,
+        max_width: int,
+        counters: Counters,
+        noise_of: NoiseOf = coupling.unknown,
+        *,
+        packed: bool = False,
     ) -> None:
         """Start with no history.
 
@@ -74,11 +80,12 @@ class Drafter:
             max_width: largest verify width the engine has room for.
             counters: where drafts and rollouts are counted.
             noise_of: what is known of the noise of a request.
+            packed: whether a step verifies what is drafted and nothing else.
         """
         self.config = config
         self.history = RolloutHistory(**config.history_options())
         self._noise_of = noise_of
-        self._policy_config = PolicyConfig(arm=config.arm, max_width=max_width, profile=config.profile)
+        self._policy_config = PolicyConfig(arm=config.arm, max_width=max_width, profile=config.profile, packed=packed)
         self.policy = Policy(self._policy_config)
         self._max_nodes = max_width - 1
         self._counters = counters
@@ -132,7 +139,7 @@ class Drafter:
         self._emitted_since_version = True
         drafted = self._step(live, plan.max_drafts, plan.floor, noise_by_rank)
         choice = self.policy.width(drafted.probabilities, drafted.sizes, plan)
-        # A width in between would be cheaper here, but the policy knows the cost of its own widths only.
+        # Padded, a width in between would be cheaper here, but the policy knows the cost of its own widths only.
         chosen = drafted.cut(choice.width, choice.drafts).widen(choice.width)
         return _spread(chosen, places, len(requests)), rollouts
 
@@ -159,7 +166,7 @@ class Drafter:
         for rollout, size, length in zip(rollouts, drafts.sizes.tolist(), accept_lens.tolist(), strict=True):
             if rollout is not None:
                 rollout.steps += 1
-                rollout.rows += drafts.width
+                rollout.rows += size + 1 if self._policy_config.packed else drafts.width
                 rollout.drafted += size
                 rollout.accepted += length - 1
 

@@ -25,7 +25,7 @@ class Counters:
     accepted: int = 0
     """Draft tokens kept."""
     rows: int = 0
-    """Rows the verify forwards computed: requests times width."""
+    """Rows the verify forwards computed: requests times width, or only roots and drafts where these are packed."""
     draft_cpu_s: float = 0.0
     """CPU seconds of drafting, learning and policy in the scheduler's thread."""
     rollouts: int = 0

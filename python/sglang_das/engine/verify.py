@@ -26,6 +26,7 @@ from sglang_das.engine import penalties, processors
 from sglang_das.engine.distributions import Distributions
 from sglang_das.engine.drafts import DraftTree
 from sglang_das.engine.grammars import NodeMasks
+from sglang_das.engine.rows import Rows
 
 
 class DasVerifyInput(NgramVerifyInput):  # type: ignore[misc]
@@ -35,6 +36,8 @@ class DasVerifyInput(NgramVerifyInput):  # type: ignore[misc]
     """
 
     custom_mask: torch.Tensor | None
+    row_counts: torch.Tensor | None = None
+    """Rows of each request where they are packed, int64 `[n]`; otherwise each has `draft_token_num`."""
 
     @property
     def tree_topk(self) -> int:
@@ -53,9 +56,9 @@ class DasVerifyInput(NgramVerifyInput):  # type: ignore[misc]
         return kv_indices, cum_kv_seq_len, qo_indptr, None
 
 
-def rows_mask(tree: DraftTree, device: torch.device) -> torch.Tensor:
-    """What the new rows see of each other, bool `[n * width * width]`: what CPU backends read."""
-    return torch.from_numpy(tree.ancestors().ravel()).to(device, non_blocking=True)
+def rows_mask(rows: Rows, device: torch.device) -> torch.Tensor:
+    """What the new rows see of each other, request by request bool `[rows, rows]`: what CPU backends read."""
+    return torch.from_numpy(rows.visible()).to(device, non_blocking=True)
 
 
 def full_mask(tree: DraftTree, seq_lens: torch.Tensor, total: int) -> torch.Tensor:
@@ -73,38 +76,42 @@ def full_mask(tree: DraftTree, seq_lens: torch.Tensor, total: int) -> torch.Tens
         width * (lengths.cumsum(0) - lengths)[:, None] + torch.arange(width, device=mask.device) * lengths[:, None]
     )
     columns = torch.arange(width, device=mask.device) + seq_lens[:, None]
-    mask[(row_starts[:, :, None] + columns[:, None, :]).ravel()] = rows_mask(tree, mask.device)
+    mask[(row_starts[:, :, None] + columns[:, None, :]).ravel()] = rows_mask(Rows.of(tree, packed=False), mask.device)
     return mask
 
 
 def verify_input(
-    tree: DraftTree, roots: NDArray[np.int64], seq_lens: torch.Tensor, mask: torch.Tensor | None
+    rows: Rows, roots: NDArray[np.int64], seq_lens: torch.Tensor, mask: torch.Tensor | None
 ) -> DasVerifyInput:
     """The engine's verify input of one step.
 
     Args:
-        tree: the step's draft tree, `[n, width]`.
+        rows: of the step, whose draft tree is `[n, width]`.
         roots: each request's last emitted token, `[n]`.
         seq_lens: each request's committed length on the device, `[n]`.
         mask: what the rows see, in the attention backend's form; none for chains on their own.
     """
-    device = seq_lens.device
+    device, tree = seq_lens.device, rows.tree
     n, width = tree.depth.shape
     tokens = np.empty((n, width), np.int64)
     tokens[:, 0] = roots
     tokens[:, 1:] = tree.drafts.tokens
     depth = torch.from_numpy(tree.depth).to(device, non_blocking=True)
     links = torch.from_numpy(np.stack([tree.first_child, tree.next_sibling])).to(device, non_blocking=True)
-    return DasVerifyInput(
-        draft_token=torch.from_numpy(tokens.ravel()).to(device, non_blocking=True),
+    positions = (seq_lens[:, None] + depth).ravel()
+    spec_info = DasVerifyInput(
+        draft_token=torch.from_numpy(tokens.ravel()[rows.nodes]).to(device, non_blocking=True),
         custom_mask=mask,
-        positions=(seq_lens[:, None] + depth).ravel(),
+        positions=positions[torch.from_numpy(rows.nodes).to(device)] if rows.packed else positions,
         retrieve_index=torch.arange(n * width, device=device).view(n, width),
         retrieve_next_token=links[0],
         retrieve_next_sibling=links[1],
         draft_token_num=width,
         new_seq_lens=seq_lens,
     )
+    if rows.packed:
+        spec_info.row_counts = torch.from_numpy(rows.counts).to(device)
+    return spec_info
 
 
 def sample_nodes(
@@ -112,7 +119,7 @@ def sample_nodes(
     sampler: Any,
     logits_output: Any,
     positions: torch.Tensor,
-    tree: DraftTree,
+    rows: Rows,
     masks: NodeMasks | None = None,
 ) -> tuple[NDArray[np.int64], Distributions]:
     """Sample the next token at every drafted node and root as plain decoding would.
@@ -120,29 +127,30 @@ def sample_nodes(
     Args:
         batch: the engine's `ScheduleBatch` in its verify forward.
         sampler: the model runner's sampler, the one plain decoding uses.
-        logits_output: the verify forward's output; `next_token_logits` is raw float32 `[n * width, vocabulary]`.
+        logits_output: the verify forward's output; `next_token_logits` is raw float32 `[rows, vocabulary]`.
             Where the batch returns log-probabilities, the transformed logits of the sampled rows are written back.
-        positions: position of every row, `[n * width]` (`sampler.forward` keys the noise by it).
-        tree: the step's draft tree.
+        positions: position of every row, `[rows]` (`sampler.forward` keys the noise by it).
+        rows: of the forward; the step's draft tree is `[n, width]`.
         masks: what grammars allow at drafted nodes.
 
     Returns:
         The sampled tokens, `[n, width]`, 0 at unused nodes; and what they were drawn from.
     """
+    tree = rows.tree
     used = tree.used()
-    rows = np.flatnonzero(used)
+    nodes = np.flatnonzero(used)
     n, width = used.shape
     logits = logits_output.next_token_logits
-    row_index = torch.from_numpy(rows).to(logits.device)
+    row_index = torch.from_numpy(rows.used).to(logits.device)
     batch.sampling_info.update_regex_vocab_mask()
-    info = sampling_info_of_rows(batch.sampling_info, tree, rows)
+    info = sampling_info_of_rows(batch.sampling_info, tree, nodes)
     batch.sampling_info.grammar_mask = None  # belongs to one step
     places = np.cumsum(used.ravel()).reshape(n, width) - 1
     info.penalizer_orchestrator = penalties.at_nodes(batch.reqs, tree.drafts, places)
     if masks is not None:
         masks.put(info.grammar_mask.vocab_mask, places)
     # Log-probabilities are computed from the whole array afterwards, so the sampler, which works in place, gets a copy.
-    everything = len(rows) == n * width and not batch.return_logprob
+    everything = len(nodes) == len(rows.nodes) and not batch.return_logprob
     row_logits = logits if everything else logits[row_index]
     info.apply_logits_bias(row_logits)
     if info.has_custom_logit_processor:
@@ -154,13 +162,13 @@ def sample_nodes(
         dataclasses.replace(logits_output, next_token_logits=row_logits),
         info,
         False,
-        [0] * len(rows),
-        [None] * len(rows),
+        [0] * len(nodes),
+        [None] * len(nodes),
         positions[row_index],
     )
     tokens = np.zeros(n * width, np.int64)
-    tokens[rows] = sampled.cpu().numpy()
-    return tokens.reshape(n, width), Distributions(sampler, row_logits, info, rows, (n, width))
+    tokens[nodes] = sampled.cpu().numpy()
+    return tokens.reshape(n, width), Distributions(sampler, row_logits, info, nodes, (n, width))
 
 
 def penalise_prefill(batch: Any) -> None:
@@ -186,7 +194,7 @@ _PER_REQUEST = (
 
 
 def sampling_info_of_rows(info: SamplingBatchInfo, tree: DraftTree, rows: NDArray[np.int64]) -> SamplingBatchInfo:
-    """The sampling parameters of single rows: each samples as its request does, but for the penalties, which are left
+    """The sampling parameters of single nodes: each samples as its request does, but for the penalties, which are left
     out, and the grammar's mask, which is its root's.
 
     The inverse of the engine's `filter_batch`: rows repeat requests instead of dropping them.

@@ -42,6 +42,7 @@ from sglang_das.engine.grammars import NodeMasks
 from sglang_das.engine.matching import Match, match
 from sglang_das.engine.metrics import Counters, PeriodicLog
 from sglang_das.engine.ranks import Ranks
+from sglang_das.engine.rows import Rows
 from sglang_das.engine.snapshot import Snapshots
 from sglang_das.engine.verify import (
     DasVerifyInput,
@@ -82,6 +83,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         self.counters = Counters()
         # The CPU engine's sampler decides row by row, and tells what it draws from.
         self._rowwise = hasattr(self.model_runner.sampler, "likeliest")
+        self._packed = self._rowwise and self.config.packs_rows
         self.drafter = self._make_drafter()
         self._ranks = Ranks.of_engine()
         self._snapshots = self._open_snapshots()
@@ -193,31 +195,34 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
     def _decode(self, batch: Any, pp_proxy_tensors: Any) -> GenerationBatchResult:
         drafts, masks, rollouts = self._draft(batch)
         tree = DraftTree(drafts)
+        rows = Rows.of(tree, packed=self._packs())
         roots = np.fromiter((request.output_ids[-1] for request in batch.reqs), np.int64, len(batch.reqs))
-        self._start_verify(batch, tree, roots)
+        slots = self._start_verify(batch, rows, roots)
         with self._widths.active(drafts.width):
             result = self.target_worker.forward_batch_generation(
                 batch, pp_proxy_tensors=pp_proxy_tensors, is_verify=True
             )
+        batch.out_cache_loc = slots
         positions = batch.spec_info.positions
         sampled, distributions = sample_nodes(
-            batch, self.model_runner.sampler, result.logits_output, positions, tree, masks
+            batch, self.model_runner.sampler, result.logits_output, positions, rows, masks
         )
         sampled = self._ranks.agree(sampled)
         matched = cut_at_ends(match(tree, sampled), batch.reqs, sampled)
-        self._observe(drafts, rollouts, matched)
+        self._observe(drafts, rollouts, matched, len(rows.nodes))
         self._learn(rollouts, tree, roots, matched, distributions)
 
-        predict = torch.from_numpy(sampled.ravel().astype(np.int32)).to(self.device)
-        accept_index = torch.from_numpy(matched.flat_path()).to(self.device)
+        predict = torch.from_numpy(sampled.ravel()[rows.nodes].astype(np.int32)).to(self.device)
+        accept_slots = torch.from_numpy(matched.flat_path()).to(self.device)
+        accept_rows = torch.from_numpy(rows.of_path(matched.path)).to(self.device)
         accept_lens = torch.from_numpy(matched.accept_lens).to(self.device)
-        commit_mamba_states_after_verify(self.target_worker, batch, accept_lens, accept_index, drafts.width)
+        commit_mamba_states_after_verify(self.target_worker, batch, accept_lens, accept_rows, drafts.width)
         if matched.moves():
-            move_accept_tokens_to_target_kvcache(batch, accept_index, accept_lens - 1, self.token_to_kv_pool_allocator)
+            move_accept_tokens_to_target_kvcache(batch, accept_slots, accept_lens - 1, self.token_to_kv_pool_allocator)
         if batch.return_logprob:
-            compute_spec_logprobs(batch, result.logits_output, predict, accept_index=accept_index)
+            compute_spec_logprobs(batch, result.logits_output, predict, accept_index=accept_rows)
         batch.forward_mode = ForwardMode.DECODE
-        path = accept_index.long()
+        path = accept_rows.long()
         emitted = predict[path]  # -1 wraps to some token beyond accept_lens, which nobody reads
         if batch.return_hidden_states:
             # The engine reads each request's rows from its first one on, one a token (`batch_result_processor.py`).
@@ -233,13 +238,16 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             cap_lens=torch.from_numpy(drafts.sizes + 1),
         )
 
-    def _start_verify(self, batch: Any, tree: DraftTree, roots: NDArray[np.int64]) -> None:
-        """Turn the decode batch into the verify batch of this step (as `ngram_worker.py` does)."""
-        n, width = tree.depth.shape
-        batch.spec_info = verify_input(tree, roots, batch.seq_lens, self._mask(tree, batch))
+    def _start_verify(self, batch: Any, rows: Rows, roots: NDArray[np.int64]) -> torch.Tensor:
+        """Turn the decode batch into the verify batch of this step (as `ngram_worker.py` does).
+
+        Returns the slot of every node, `[n * width]`; the batch has those of the rows.
+        """
+        n, width = rows.tree.depth.shape
+        batch.spec_info = verify_input(rows, roots, batch.seq_lens, self._mask(rows, batch))
         batch.forward_mode = ForwardMode.TARGET_VERIFY
         batch.input_ids = batch.spec_info.draft_token
-        batch.out_cache_loc = assign_extend_cache_locs_func(
+        slots: torch.Tensor = assign_extend_cache_locs_func(
             req_pool_indices=batch.req_pool_indices,
             req_to_token=batch.req_to_token_pool.req_to_token,
             start_offset=batch.seq_lens,
@@ -248,14 +256,21 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             draft_token_num=width,
             device=self.device,
         )
+        batch.out_cache_loc = slots[torch.from_numpy(rows.nodes)] if rows.packed else slots
         prepare_mamba_track_for_verify(batch)
+        return slots
 
-    def _mask(self, tree: DraftTree, batch: Any) -> torch.Tensor | None:
+    def _packs(self) -> bool:
+        """Whether this step's forward has rows for what was drafted and nothing else."""
+        return self._packed and getattr(self.model_runner.attn_backend, "packs_rows", False)
+
+    def _mask(self, rows: Rows, batch: Any) -> torch.Tensor | None:
         """The mask this step's attention reads, if any."""
+        tree = rows.tree
         if self.topk > 1 and self.model_runner.device != "cpu":
             # Also for a chain: a captured graph reads the mask in any case.
             return full_mask(tree, batch.seq_lens, int(batch.seq_lens_cpu.sum()))
-        return None if tree.is_chain else rows_mask(tree, batch.seq_lens.device)
+        return None if tree.is_chain else rows_mask(rows, batch.seq_lens.device)
 
     def _result(
         self,
@@ -298,7 +313,7 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             from sglang_das.engine.ngram import NgramDrafter
 
             return NgramDrafter(self.config, self.max_width, self.counters)
-        return Drafter(self.config, self.max_width, self.counters, self._noise_of())
+        return Drafter(self.config, self.max_width, self.counters, self._noise_of(), packed=self._packed)
 
     def _open_snapshots(self) -> Snapshots | None:
         """The history's file, if there is to be one, loaded."""
@@ -345,11 +360,11 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
             left = self._guarded("grammars", lambda: grammars.constrain(drafts, batch.reqs, vocabulary))
         return left if left is not None else (Drafts.none(len(batch.reqs)), None)
 
-    def _observe(self, drafts: Drafts, rollouts: list[Rollout | None], matched: Match) -> None:
+    def _observe(self, drafts: Drafts, rollouts: list[Rollout | None], matched: Match, rows: int) -> None:
         accept_lens = matched.accept_lens
         self.counters.verify_steps += 1
         self.counters.request_steps += len(accept_lens)
-        self.counters.rows += len(accept_lens) * drafts.width
+        self.counters.rows += rows
         self._step_clock.accepted(int(accept_lens.sum()) - len(accept_lens))
         with self._cpu_time():
             self._guarded("policy", lambda: self.drafter.observe(drafts, rollouts, accept_lens, matched.accepted()))
