@@ -73,11 +73,10 @@ pub fn step_into(
         }
         // What is learned over trees is learned in the requests' order, by one thread.
         let learn = || {
-            let learn = |request: &StepRequest| {
+            for request in requests {
                 let handle = request.sequence.handle();
-                handle.learn(request.accepted, request.known)
-            };
-            requests.iter().try_for_each(learn)
+                handle.learn(request.accepted, request.known);
+            }
         };
         if spread::pays(requests, width) {
             return spread::step(requests, width, taken_in, learn, drafts);
@@ -86,7 +85,7 @@ pub fn step_into(
             let handle = request.sequence.handle();
             handle.take_in(request.accepted, request.known, taken_in)?;
         }
-        learn()?;
+        learn();
         for (row, request) in requests.iter().enumerate() {
             let handle = request.sequence.handle();
             handle.draft(&request.options, width, draft)?;
@@ -114,7 +113,8 @@ fn check(requests: &[StepRequest]) -> Result<usize, Error> {
     for request in requests {
         check_tokens(request.accepted)?;
         check_rows(request.accepted, request.known)?;
-        joining += usize::from(request.sequence.waiting()? > 0);
+        let handle = request.sequence.handle();
+        joining += usize::from(handle.check_room(request.accepted.len())? > 0);
     }
     Ok((TAKEN_IN / joining.max(1)).max(TAKEN_IN / 16))
 }

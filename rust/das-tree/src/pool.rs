@@ -1,5 +1,5 @@
 //! Threads that help with work in parts. Who has work does it himself; helpers that are awake in time take parts off him. So a
-//! helper that is late, on a busy machine, delays nobody.
+//! helper that comes late, on a busy machine, delays nobody; one that loses its core in the middle of a part is waited for.
 
 use std::{
     ops::Range,

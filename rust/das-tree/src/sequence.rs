@@ -57,6 +57,8 @@ pub(crate) struct Running {
     /// Chunks of the tree's text that hold the output.
     chunks: Vec<u32>,
     insight: Insight,
+    /// Where the tokens begin that were taken in last, until they are learned from.
+    fresh: Option<usize>,
     /// Output tokens that have been learned from over all problems.
     shared: usize,
 }
@@ -143,14 +145,6 @@ impl Sequence {
     /// If the sequence is closed.
     pub fn latest(&self, length: usize) -> Result<Latest, Error> {
         Ok(self.handle.lock().running()?.latest(length))
-    }
-
-    /// The tokens of the prompt still to be taken in.
-    ///
-    /// # Errors
-    /// If the sequence is closed.
-    pub(crate) fn waiting(&self) -> Result<usize, Error> {
-        Ok(self.handle.lock().running()?.own.unchained())
     }
 
     /// Ends the sequence: its counts become exact and its tokens stay. Closing again does nothing.
@@ -240,10 +234,21 @@ impl Handle {
         self.lock().take_in(tokens, known, taken_in)
     }
 
-    /// The rest of it. The order among all sequences of a history matters for what is drafted.
-    pub(crate) fn learn(&self, tokens: &[u32], known: KnownRows) -> Result<(), Error> {
-        self.lock().running()?.learn(tokens, known);
-        Ok(())
+    /// The rest of it, unless another thread has appended or closed meanwhile. The order among all sequences of a history
+    /// matters for what is drafted.
+    pub(crate) fn learn(&self, tokens: &[u32], known: KnownRows) {
+        if let Some(running) = &mut self.lock().running {
+            running.learn(tokens, known);
+        }
+    }
+
+    /// Checks that so many tokens have room; returns how many of the prompt are still to be taken in.
+    pub(crate) fn check_room(&self, more: usize) -> Result<usize, Error> {
+        let mut state = self.lock();
+        let running = state.running()?;
+        let present = running.tree.text.record(running.id).len();
+        running.tree.check_room(present as usize, more)?;
+        Ok(running.own.unchained())
     }
 
     /// Which tree it is.
@@ -307,6 +312,7 @@ impl Running {
             prompt: context.len(),
             chunks: Vec::new(),
             insight: Insight::default(),
+            fresh: None,
             shared: 0,
         };
         running.tree.meter.add(running.own_bytes());
@@ -320,6 +326,7 @@ impl Running {
             return Ok(());
         }
         let before = self.own_bytes();
+        self.fresh = Some(self.own.tokens().len());
         self.own.extend(tokens);
         self.own.chain(tokens.len().max(taken_in));
         self.note_chunks();
@@ -424,12 +431,12 @@ impl Running {
         !is_indexed || text.is_new(place(&self.chunks, output))
     }
 
-    /// Learns from tokens that have been taken in.
+    /// Learns from the tokens that were taken in last.
     fn learn(&mut self, tokens: &[Token], known: KnownRows) {
-        if tokens.is_empty() {
+        let Some(before) = self.fresh.take().filter(|_| !tokens.is_empty()) else {
             return;
-        }
-        let text = &self.own.tokens()[..self.own.tokens().len() - tokens.len()];
+        };
+        let text = &self.own.tokens()[..before];
         if known.is_empty() {
             let seen = tokens.iter().map(|&token| Observation::bare(token));
             self.insight.learn(&self.tree, text, tokens, seen);

@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// Drafted nodes and the like for which waking a helper pays: a tenth of a millisecond of work.
+/// Drafted nodes and the like for which waking a helper pays: a tenth of a millisecond where they come from counts.
 const LEAST_WORK: usize = 400;
 /// Rows that a thread takes at a time; to append, more where a tree has more.
 const ROWS: usize = 4;
@@ -85,7 +85,7 @@ pub(crate) fn step(
     requests: &[StepRequest],
     width: usize,
     taken_in: usize,
-    learn: impl FnOnce() -> Result<(), Error>,
+    learn: impl FnOnce(),
     drafts: &mut StepDrafts,
 ) -> Result<(), Error> {
     LAST.with(|last| {
@@ -101,7 +101,7 @@ pub(crate) fn step(
         if let Some((_, error)) = lock(&batch.failed).take() {
             return Err(error);
         }
-        learn()?;
+        learn();
         pool::run(place, batch.clone(), appends..parts);
         batch.collect(drafts)
     })
@@ -116,6 +116,7 @@ impl Batch {
         taken_in: usize,
     ) -> Result<(), Error> {
         (self.width, self.taken_in) = (width, taken_in);
+        *lock(&self.failed) = None; // a panic may have left it
         self.rows.clear();
         self.tokens.clear();
         self.known_tokens.clear();

@@ -270,7 +270,8 @@ impl Tree {
         symbols
     }
 
-    fn check_room(&self, present: usize, more: usize) -> Result<(), Error> {
+    /// Whether `more` tokens have room in a record that holds `present`, and in the tree, as far as it is filled now.
+    pub(crate) fn check_room(&self, present: usize, more: usize) -> Result<(), Error> {
         let (length, limit) = (present + more + 1, MAX_SEQUENCE);
         if length > limit {
             return Err(Kind::SequenceTooLong {
