@@ -181,6 +181,15 @@ def test_the_policy_plays_too_and_stays_within_its_width():
     assert played.emitted.sum() == sum(len(response) - 1 for response in responses)
 
 
+@pytest.mark.parametrize("control", [FixedBudget(7), ByPolicy("das", 7, 80, packed=True)], ids=["fixed", "policy"])
+def test_packed_rows_are_those_of_roots_and_drafts(control):
+    responses = random_responses(2, 30, vocabulary=3, longest=80)
+    trace = make_trace(responses, epochs=[i // 10 for i in range(30)])
+    latency = Latency(base=0.0, per_request=0.0, per_row=1.0, packed=True)
+    played = play(trace, Das(trace, OURS["das"], 7), control, 4, latency)
+    assert played.step_seconds.sum() == played.requests.sum() + played.sizes.sum()
+
+
 def test_rollouts_played_apart_are_those_played_alone():
     responses = random_responses(4, 6, longest=30)
     trace = make_trace(responses).split(slice(0, 3), slice(3, 6))

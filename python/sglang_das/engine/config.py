@@ -110,7 +110,7 @@ class DasConfig:
 
     @property
     def packs_rows(self) -> bool:
-        """Whether to pack: no sweep, which measures whole widths, and no n-gram drafts, which SGLang verifies padded."""
+        """Whether to pack: not in a sweep of whole widths, nor the n-gram drafts that SGLang verifies padded."""
         return self.packed and self.arm != "sweep" and self.drafter == "das"
 
     @property

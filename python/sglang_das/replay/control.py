@@ -21,9 +21,13 @@ class Latency:
     base: float = 0.060
     per_request: float = 0.0
     per_row: float = 0.0015
+    packed: bool = False
+    """Whether a step has rows for what is drafted alone, and not as many of every request."""
 
-    def __call__(self, requests: int, rows: int) -> float:
-        """The time of a step."""
+    def __call__(self, drafts: Drafts) -> float:
+        """The time of a step with these drafts."""
+        requests = len(drafts.sizes)
+        rows = requests + int(drafts.sizes.sum()) if self.packed else requests * drafts.width
         return self.base + self.per_request * requests + self.per_row * rows
 
 
@@ -90,10 +94,10 @@ class FixedBudget:
 class ByPolicy:
     """`sglang_das.policy`, told the times of the latency model."""
 
-    def __init__(self, arm: str, width: int, longest: int) -> None:
-        """`longest` is the limit that rollouts are taken to have had."""
+    def __init__(self, arm: str, width: int, longest: int, *, packed: bool = False) -> None:
+        """`longest` is the limit that rollouts are taken to have had; `packed` as in `Latency`."""
         self.width = width
-        self.policy = Policy(PolicyConfig(arm=arm, max_width=width + 1))
+        self.policy = Policy(PolicyConfig(arm=arm, max_width=width + 1, packed=packed))
         self._longest = longest + 1
         self._rows: dict[int, int] = {}
         self._plan: Plan | None = None

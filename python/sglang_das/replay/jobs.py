@@ -94,7 +94,8 @@ def run(
 def _play(job: Job, trace: Trace, setup: Setup, tick: Tick, clock: Clock) -> Played:
     control: Control
     if job.budget == POLICY:
-        control = ByPolicy(setup.policy, setup.policy_nodes, int(trace.lengths.max()))
+        longest = int(trace.lengths.max())
+        control = ByPolicy(setup.policy, setup.policy_nodes, longest, packed=setup.latency.packed)
     else:
         control = FixedBudget(int(job.budget), setup.floor)
     drafter = _drafter(job.drafter, trace, control.width)

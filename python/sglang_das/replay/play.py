@@ -204,7 +204,7 @@ class _Server:
         drafts = self._control.choose(drafts)
         kept = accept(drafts, trace.future(running, done, drafts.width - 1))
         emitted: NDArray[np.int64] = np.minimum(kept.sum(axis=1) + 1, trace.lengths[running] - done)
-        step_seconds = self._latency(len(running), len(running) * drafts.width)
+        step_seconds = self._latency(drafts)
         believed = self._control.believed(drafts)
         self._control.observe(drafts, emitted, kept, step_seconds)
         self._log.turn(self._epoch, len(running), draft_seconds, step_seconds)

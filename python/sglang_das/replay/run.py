@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--c-base", type=seconds, default=Latency.base, metavar="S", help="seconds of a verify step: for the step,")
     add("--c-req", type=seconds, default=Latency.per_request, metavar="S", help="for each request in it,")
     add("--c-tok", type=seconds, default=Latency.per_row, metavar="S", help="for each row verified")
+    add("--packed", action="store_true", help="rows only for what is drafted, and not as many of every request")
     add("--policy", default=PolicyConfig().arm, metavar="ARM", help="arm of the policy, for the budget 'policy'")
     add("--max-width", type=at_least(2), default=16, metavar="W", help="most rows the policy may give a request")
     packages = ", ".join(dict.fromkeys(PACKAGES.values()))
@@ -92,7 +93,7 @@ def _setup(args: argparse.Namespace) -> Setup:
         cold=args.cold,
         slots=args.slots,
         floor=args.floor,
-        latency=Latency(args.c_base, args.c_req, args.c_tok),
+        latency=Latency(args.c_base, args.c_req, args.c_tok, args.packed),
         policy=args.policy,
         policy_nodes=args.max_width - 1,
     )
