@@ -57,6 +57,28 @@ def test_the_longer_the_queue_the_more_alike_are_the_slots(waiting):
     assert Tail(lengths).shares(rows, 3, np.ones(3)) == pytest.approx(1 / 3)
 
 
+def test_a_rollout_that_takes_a_row_is_judged_at_once():
+    """A long one takes the row of a short one between two looks at the tail: it is the one to wait for."""
+    lengths = LengthModel(short_quantile=0.4, long_quantile=0.8, history=64, pool=1024, max_problems=100)
+    for i in range(60):
+        for problem, length in ((0, 100), (1, 1000)):
+            lengths.close(lengths.open(problem, 4096), length + i % 7, True)
+    tail = Tail(lengths)
+
+    def admit(problem: int) -> int:
+        row = lengths.open(problem, 4096)
+        tail.open(row)
+        return row
+
+    rows = [admit(0) for _ in range(3)]
+    lengths.classify(np.array(rows), np.zeros(3, np.int32))
+    tail.shares(np.array(rows), 0, np.ones(3))
+    lengths.close(rows.pop(), 100, True)
+    rows.append(admit(1))
+    lengths.classify(np.array(rows), np.array([50, 50, 0], np.int32))
+    assert tail.shares(np.array(rows), 0, np.ones(3))[2] > 0.8
+
+
 def test_remaining_length_follows_problem_and_progress():
     lengths = LengthModel(short_quantile=0.4, long_quantile=0.8, history=64, pool=1024, max_problems=100)
     rng = np.random.default_rng(0)

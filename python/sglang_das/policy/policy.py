@@ -111,6 +111,7 @@ class Policy:
         row = self.lengths.open(problem, max_new_tokens, generated)
         self._open += 1
         self._pace.open(row)
+        self._tail.open(row)
         if self._acceptance and self._budgets:
             self._acceptance.open(row, problem)
             self._budgets.open(row)

@@ -61,7 +61,7 @@ class Tail:
     def __init__(self, lengths: LengthModel) -> None:
         """``lengths`` is the model that knows the live rows."""
         self._lengths = lengths
-        self._share = np.zeros(0)  # by row
+        self._share = np.zeros(0)  # by row; NaN where it is not known
         self._age = 0
         self._most = 0  # live rollouts at the most since the batch was last empty
         self._below_most = 0  # steps in a row with fewer
@@ -79,17 +79,23 @@ class Tail:
         if waiting >= len(rows) or not self._lengths.has_evidence or len(rows) < 2:
             self._age = 0
             return even
-        if self._age == 0:
+        if self._age == 0 or not self._knows(rows):
             known = float(self._lengths.evidence(rows).mean())
-            self._share = np.zeros(max(len(self._share), int(rows.max()) + 1))
+            self._share = np.full(max(len(self._share), int(rows.max()) + 1), np.nan)
             self._share[rows] = known * self._last(rows, waiting, pace) + (1.0 - known) * even
-        self._age = (self._age + 1) % _STALE_AFTER
-        if int(rows.max()) >= len(self._share):
             self._age = 0
-            return even
+        self._age = (self._age + 1) % _STALE_AFTER
         share: Floats = self._share[rows]
         total = float(share.sum())
         return share / total if total > 0.01 else even
+
+    def open(self, row: int) -> None:
+        """A rollout takes the row: what was said of the one before it no longer holds."""
+        if row < len(self._share):
+            self._share[row] = np.nan
+
+    def _knows(self, rows: Ints) -> bool:
+        return int(rows.max()) < len(self._share) and not np.isnan(self._share[rows]).any()
 
     def batch_ended(self) -> None:
         """No rollout is live any more: how many the next batch has room for is not known."""
