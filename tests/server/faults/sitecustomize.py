@@ -86,14 +86,15 @@ def _unbiased(original, *arguments):
     return original(*arguments)
 
 
-def _ignore_temperature(original, batch, sampler, logits_output, positions, tree, masks):
+def _ignore_temperature(original, batch, sampler, logits_output, positions, rows, masks):
     """Verify as the engine's NGRAM does on a CPU: argmax whatever the temperature."""
-    best = logits_output.next_token_logits.argmax(-1).numpy().reshape(tree.depth.shape).copy()
-    _, distributions = original(batch, sampler, logits_output, positions, tree, masks)
-    return best, distributions
+    best = logits_output.next_token_logits.argmax(-1).numpy().copy()
+    sampled, distributions = original(batch, sampler, logits_output, positions, rows, masks)
+    sampled.reshape(-1)[rows.nodes] = best
+    return sampled, distributions
 
 
-def _pad_with_duplicates(original, batch, sampler, logits_output, positions, tree, masks):
+def _pad_with_duplicates(original, batch, sampler, logits_output, positions, rows, masks):
     """Verify as if drafts were padded with children of the root that all hold token 0, each with a try of its own."""
     import dataclasses
 
@@ -102,18 +103,19 @@ def _pad_with_duplicates(original, batch, sampler, logits_output, positions, tre
     tries = []
     for pad in range(4):
         output = dataclasses.replace(logits_output, next_token_logits=logits_output.next_token_logits.clone())
-        tries.append(original(batch, sampler, output, positions + 1_000_003 * pad, tree, masks))
+        tries.append(original(batch, sampler, output, positions + 1_000_003 * pad, rows, masks))
     sampled, distributions = tries[0]
     sampled[:, 0][(np.stack([again for again, _ in tries[1:]])[:, :, 0] == 0).any(axis=0)] = 0
     return sampled, distributions
 
 
-def _keep_first_drafts(original, batch, sampler, logits_output, positions, tree, *more):
+def _keep_first_drafts(original, batch, sampler, logits_output, positions, rows, *more):
     """Keep every request's first draft, whatever was sampled."""
-    sampled, distributions = original(batch, sampler, logits_output, positions, tree, *more)
-    if tree.drafts.width > 1:
-        first = tree.drafts.sizes > 0
-        sampled[first, 0] = tree.drafts.tokens[first, 0]
+    sampled, distributions = original(batch, sampler, logits_output, positions, rows, *more)
+    drafts = rows.tree.drafts
+    if drafts.width > 1:
+        first = drafts.sizes > 0
+        sampled[first, 0] = drafts.tokens[first, 0]
     return sampled, distributions
 
 
