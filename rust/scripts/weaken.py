@@ -95,11 +95,12 @@ WEAKENINGS = (
     Weakening(
         "an append lets another of its sequence in between its tokens",
         "sequence.rs",
-        "        state.running()?.append(tokens, known, taken_in)?;",
+        "        state.take_in(tokens, known, taken_in)?;\n        state.running()?.learn(tokens, known);",
         "        drop(state);\n"
-        "        let one = |token| self.lock().running()?.append(token, known, taken_in);\n"
+        "        let one = |token| self.lock().take_in(token, known, taken_in);\n"
         "        tokens.chunks(1).try_for_each(one)?;\n"
-        "        let mut state = self.lock();",
+        "        let mut state = self.lock();\n"
+        "        state.running()?.learn(tokens, known);",
     ),
     Weakening(
         "a tree is made anew by two threads at once",
