@@ -123,9 +123,8 @@ def test_rows_are_the_nodes_request_by_request(drafts, packed):
     seen = tree.ancestors()
     expected = [seen[i, :size, :size].ravel() for i, size in enumerate(sizes)]
     assert rows.visible().tolist() == np.concatenate(expected).tolist()
-    path = np.array([[0, size - 1, -1] for size in sizes], np.int32)
-    back = [[nodes.index((i, int(node))) if node >= 0 else -1 for node in line] for i, line in enumerate(path)]
-    assert rows.of_path(path).tolist() == back
+    flat = np.array([i * drafts.width + node for i, node in nodes] + [-1], np.int32)
+    assert rows.of_nodes(flat).tolist() == [*range(len(nodes)), -1]
 
 
 def test_a_cut_is_a_valid_draft():

@@ -72,15 +72,24 @@ def test_short_rollouts_need_no_drafts():
     assert proposals[1:].tolist() == [0.0, 0.0]
 
 
-def test_the_acceptance_curve_is_found():
-    """Chains that agree with 0.8 per token: a(d) = 4 (1 - 0.8^d), at most 4/5 of a text from drafts."""
-    model = AcceptanceModel(15, 100)
-    rows = np.arange(8)
+CHAINS = np.broadcast_to(0.8 ** np.arange(1, 16), (8, 15)).astype(np.float32)
+"""Path probabilities of eight chains that agree with 0.8 per token."""
+
+
+def shown_chains() -> tuple[AcceptanceModel, np.ndarray]:
+    """A model that has seen them for a while, in rollouts of one problem, and their rows."""
+    model, rows = AcceptanceModel(15, 100), np.arange(8)
     for row in rows:
         model.open(int(row), 0)
-    path = np.broadcast_to(0.8 ** np.arange(1, 16), (8, 15)).astype(np.float32)
+    all_of_them = np.full(8, 15, np.int32)
     for _ in range(64):
-        model.observe(rows, path, np.full(8, 15, np.int32), np.full(8, 15, np.int32))
+        model.observe(rows, CHAINS, all_of_them, all_of_them)
+    return model, rows
+
+
+def test_the_acceptance_curve_is_found():
+    """a(d) = 4 (1 - 0.8^d), at most 4/5 of a text from drafts."""
+    model, rows = shown_chains()
     for drafts in range(1, 16):
         share = 4 * (1 - 0.8**drafts) / (1 + 4 * (1 - 0.8**drafts))
         effort = drafts / (1 + 4 * (1 - 0.8**drafts))
@@ -113,18 +122,12 @@ def test_a_problem_whose_drafts_promise_nothing_has_a_budget_too():
 
 def test_a_small_budget_does_not_shrink_the_next_one():
     """What a request was not allowed to draft says nothing of what its drafts would be worth."""
-    model = AcceptanceModel(15, 100)
-    rows = np.arange(4)
-    for row in rows:
-        model.open(int(row), 0)
-    path = np.broadcast_to(0.8 ** np.arange(1, 16), (4, 15)).astype(np.float32)
-    for _ in range(64):
-        model.observe(rows, path, np.full(4, 15, np.int32), np.full(4, 15, np.int32))
+    model, rows = shown_chains()
     before = share(model, rows, 3.0)
     for allowed in (2, 0):
-        few = np.full(4, allowed, np.int32)
+        few = np.full(8, allowed, np.int32)
         for _ in range(500):
-            model.observe(rows, path[:, : max(allowed, 1)], few, few)
+            model.observe(rows, CHAINS[:, : max(allowed, 1)], few, few)
     assert share(model, rows, 3.0) == pytest.approx(before, rel=0.03)
 
 

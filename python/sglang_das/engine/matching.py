@@ -20,7 +20,7 @@ class Match:
     """Emitted tokens per request, `[n]`: accepted drafts and the one sampled after them."""
 
     def flat_path(self) -> NDArray[np.int32]:
-        """`path` as row numbers of the forward, `[n, width]`; -1 beyond."""
+        """`path` as flat indices of `[n, width]`, `[n, width]`; -1 beyond."""
         n, width = self.path.shape
         return np.where(self.path >= 0, self.path + width * np.arange(n, dtype=np.int32)[:, None], -1).astype(np.int32)
 

@@ -49,10 +49,8 @@ class Rows:
         used = self.tree.used()
         return mask[used[:, :, None] & used[:, None, :]]
 
-    def of_path(self, path: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Row numbers of nodes given by request, `[n, m]`; -1 stays."""
-        n, width = self.tree.depth.shape
-        row_of = np.full(n * width, -1, np.int32)
+    def of_nodes(self, nodes: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Row numbers of nodes given as flat indices, elementwise; -1 stays."""
+        row_of = np.full(self.tree.depth.size, -1, np.int32)
         row_of[self.nodes] = np.arange(len(self.nodes), dtype=np.int32)
-        flat = path + width * np.arange(n, dtype=np.int32)[:, None]
-        return np.where(path >= 0, row_of[flat], np.int32(-1))
+        return np.where(nodes >= 0, row_of[nodes], np.int32(-1))

@@ -213,8 +213,9 @@ class DasWorker(BaseSpecWorker):  # type: ignore[misc]
         self._learn(rollouts, tree, roots, matched, distributions)
 
         predict = torch.from_numpy(sampled.ravel()[rows.nodes].astype(np.int32)).to(self.device)
-        accept_slots = torch.from_numpy(matched.flat_path()).to(self.device)
-        accept_rows = torch.from_numpy(rows.of_path(matched.path)).to(self.device)
+        kept = matched.flat_path()
+        accept_slots = torch.from_numpy(kept).to(self.device)
+        accept_rows = torch.from_numpy(rows.of_nodes(kept)).to(self.device)
         accept_lens = torch.from_numpy(matched.accept_lens).to(self.device)
         commit_mamba_states_after_verify(self.target_worker, batch, accept_lens, accept_rows, drafts.width)
         if matched.moves():
