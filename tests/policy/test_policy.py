@@ -230,21 +230,22 @@ def test_the_switch_of_large_batches_leaves_the_tail_alone():
     assert live(policy, 1, honest=True, requests=2)[0] > 1
 
 
-def test_requests_that_are_not_drafted_for_count_in_cost_and_switch():
-    """Two rollouts among 62 other requests: rows are dear, and drafts that fail must turn speculation off there."""
+@pytest.mark.parametrize(("rollouts", "others", "per_row", "most"), [(2, 62, 0.002, 1.05), (40, 30, 0.0001, 1.2)])
+def test_requests_that_are_not_drafted_for_count_in_cost_and_switch(rollouts, others, per_row, most):
+    """Drafts that claim much and fail: where rows are dear a few rollouts among others are not drafted for, and where
+    they are cheap the measured loss turns speculation off for batches of this size."""
     policy = Policy()
     policy.observe_drafts = lambda *_: None  # type: ignore[method-assign]
-    rows = opened(policy, 2, cap=10**6)
-    path = np.tile(0.9 ** np.arange(1, 16), (2, 1)).astype(np.float32)
-    seconds, plain = 0.0, 0.0
+    rows, batch = opened(policy, rollouts, cap=10**6), rollouts + others
+    path = np.tile(0.9 ** np.arange(1, 16), (rollouts, 1)).astype(np.float32)
+    seconds = 0.0
     for step in range(600):
-        plan = policy.plan(rows, np.full(2, step, np.int32), others=62)
-        drafts = np.minimum(plan.max_drafts, 15)
-        choice = policy.width(path, drafts, plan)
-        took = 0.06 + 0.002 * 64 * choice.width
-        policy.observe_step(64, choice.width, took, int(choice.drafts.sum()), 0)
-        seconds, plain = seconds + took, plain + 0.06 + 0.002 * 64
-    assert seconds < 1.05 * plain
+        plan = policy.plan(rows, np.full(rollouts, step, np.int32), others=others)
+        choice = policy.width(path, np.minimum(plan.max_drafts, 15), plan)
+        took = 0.06 + per_row * batch * choice.width
+        policy.observe_step(batch, choice.width, took, int(choice.drafts.sum()), 0)
+        seconds += took
+    assert seconds < most * 600 * (0.06 + per_row * batch)
 
 
 def test_a_batch_that_ended_says_nothing_of_the_slots_of_the_next():
