@@ -11,6 +11,8 @@ use std::arch::{asm, x86_64::*};
 use std::mem::MaybeUninit;
 
 const LANES: usize = 8;
+/// bfloat16 elements of a cache line.
+const LINE: usize = 32;
 /// bfloat16 elements of a step: the even ones, then the odd ones, go through the lanes.
 const PAIR: usize = 2 * LANES;
 /// Features whose widened weights are kept: 12 KiB for four outputs.
@@ -149,28 +151,44 @@ const KEEP: u8 = 1;
 /// What was kept.
 const KEPT: u8 = 2;
 
-/// Adds to the sums of `N` rows what the next `count` features give, a multiple of `PAIR`. Not inlined: only a loop by itself gets
-/// all its sums into registers.
-///
-/// # Safety
-/// `x`, and `weights` unless they were kept, are valid for `count` elements, `widened` for four rows of them, `BLOCK` apart.
-#[target_feature(enable = "avx2,fma")]
-#[inline(never)]
-#[expect(
-    clippy::needless_range_loop,
-    reason = "plain indices keep everything in registers"
-)]
-unsafe fn block<const N: usize, const SOURCE: u8>(
-    sums: &mut [[__m256; OUTPUTS]; N],
-    x: [*const Bf16; N],
+/// Features of four outputs.
+#[derive(Clone, Copy)]
+struct Block {
     weights: [*const Bf16; OUTPUTS],
+    /// The same as float32, `BLOCK` from one output to the next.
     widened: *mut f32,
     count: usize,
-    ahead: usize,
+    /// Weights to ask for on the way; they may lie anywhere, nothing is read.
+    ahead: *const Bf16,
+    /// How many of them for each feature.
+    rate: usize,
+}
+
+/// Adds to the sums of `N` rows what a block of features gives, a multiple of `PAIR`. Not inlined: only a loop by itself gets all
+/// its sums into registers.
+///
+/// # Safety
+/// `x`, and the weights unless they were kept, are valid for as many elements as the block has.
+#[target_feature(enable = "avx2,fma")]
+#[inline(never)]
+unsafe fn add_whole<const N: usize, const SOURCE: u8>(
+    block: &Block,
+    x: [*const Bf16; N],
+    kept: &mut [[__m256; OUTPUTS]; N],
 ) {
-    let kept = sums;
+    let Block {
+        weights,
+        widened,
+        count,
+        ahead,
+        rate,
+    } = *block;
     let mut sums = *kept;
     for at in (0..count).step_by(PAIR) {
+        fetch(ahead.wrapping_add(at * rate), 1);
+        if SOURCE == ONCE {
+            fetch(ahead.wrapping_add(at * rate + LINE), 1);
+        }
         for odd in [false, true] {
             let mut values = [_mm256_setzero_ps(); N];
             for i in 0..N {
@@ -178,15 +196,12 @@ unsafe fn block<const N: usize, const SOURCE: u8>(
                 values[i] = unsafe { widen(x[i].add(at), odd) };
             }
             for j in 0..OUTPUTS {
-                // SAFETY: as above, and the widened weights are there; what is fetched may lie anywhere.
+                // SAFETY: as above, and there is room for a block of widened weights.
                 let weight = unsafe {
                     let place = widened.add(j * BLOCK + at + LANES * usize::from(odd));
                     if SOURCE == KEPT {
                         load_f32(place)
                     } else {
-                        if !odd {
-                            fetch(weights[j].wrapping_add(at + ahead), 1);
-                        }
                         let weight = widen(weights[j].add(at), odd);
                         if SOURCE == KEEP {
                             _mm256_storeu_ps(place, weight);
@@ -215,64 +230,59 @@ unsafe fn padded(from: *const Bf16, count: usize) -> [Bf16; PAIR] {
     all
 }
 
-/// Adds to the sums of `N` rows what `count <= BLOCK` features give.
+/// Adds to the sums of `N` rows what a block of features gives.
 ///
 /// # Safety
-/// As [`block`].
+/// As [`add_whole`].
 #[target_feature(enable = "avx2,fma")]
-unsafe fn features<const N: usize, const SOURCE: u8>(
-    sums: &mut [[__m256; OUTPUTS]; N],
+unsafe fn add_block<const N: usize, const SOURCE: u8>(
+    block: &Block,
     x: [*const Bf16; N],
-    weights: [*const Bf16; OUTPUTS],
-    widened: *mut f32,
-    count: usize,
-    ahead: usize,
+    sums: &mut [[__m256; OUTPUTS]; N],
 ) {
-    let whole = count / PAIR * PAIR;
-    let left = count - whole;
+    let whole = block.count / PAIR * PAIR;
+    let left = block.count - whole;
     // SAFETY: the caller's; of the last step, only what exists is read.
     unsafe {
-        block::<N, SOURCE>(sums, x, weights, widened, whole, ahead);
+        let even = Block {
+            count: whole,
+            ..*block
+        };
+        add_whole::<N, SOURCE>(&even, x, sums);
         if left > 0 {
             let x = x.map(|x| padded(x.add(whole), left));
-            let weights = weights.map(|weight| padded(weight.add(whole), left));
-            block::<N, SOURCE>(
-                sums,
-                std::array::from_fn(|i| x[i].as_ptr()),
-                std::array::from_fn(|j| weights[j].as_ptr()),
-                widened.add(whole),
-                PAIR,
-                ahead,
-            );
+            let weights = block.weights.map(|weight| padded(weight.add(whole), left));
+            let last = Block {
+                weights: std::array::from_fn(|j| weights[j].as_ptr()),
+                widened: block.widened.add(whole),
+                count: PAIR,
+                ..*block
+            };
+            add_whole::<N, SOURCE>(&last, std::array::from_fn(|i| x[i].as_ptr()), sums);
         }
     }
 }
 
-/// [`features`] for the rows from `row` on and a block that begins at `start`.
+/// [`add_block`] for `N` rows of `x`, `stride` apart.
 ///
 /// # Safety
-/// As [`block`]; `sums` is valid for `N` rows.
+/// As [`add_whole`]; `sums` is valid for `N` rows.
 #[inline(always)]
-unsafe fn rows<const N: usize>(
-    product: &Product,
-    row: usize,
-    weights: [*const Bf16; OUTPUTS],
-    start: usize,
-    sums: *mut [__m256; OUTPUTS],
-    widened: *mut f32,
+unsafe fn add<const N: usize>(
+    block: &Block,
     source: u8,
+    x: *const Bf16,
+    stride: usize,
+    sums: *mut [__m256; OUTPUTS],
 ) {
-    let count = BLOCK.min(product.features - start);
-    let ahead = OUTPUTS * product.weight_stride;
     // SAFETY: the caller's.
     unsafe {
+        let x = std::array::from_fn(|i| x.add(i * stride));
         let sums = &mut *sums.cast::<[[__m256; OUTPUTS]; N]>();
-        let x = (product.x as *const Bf16).add(row * product.x_stride + start);
-        let x = std::array::from_fn(|i| x.add(i * product.x_stride));
         match source {
-            ONCE => features::<N, ONCE>(sums, x, weights, widened, count, ahead),
-            KEEP => features::<N, KEEP>(sums, x, weights, widened, count, ahead),
-            _ => features::<N, KEPT>(sums, x, weights, widened, count, ahead),
+            ONCE => add_block::<N, ONCE>(block, x, sums),
+            KEEP => add_block::<N, KEEP>(block, x, sums),
+            _ => add_block::<N, KEPT>(block, x, sums),
         }
     }
 }
@@ -316,7 +326,9 @@ unsafe fn outputs(
 ) {
     let kept = OUTPUTS.min(last - output);
     // Evenly filled tiles: four rows are two of two, not three and one.
-    let height = (to - from).div_ceil((to - from).div_ceil(ROWS).max(1));
+    let height = (to - from).div_ceil((to - from).div_ceil(ROWS));
+    let tiles = (to - from).div_ceil(height);
+    let rate = (OUTPUTS >> tiles.ilog2()).max(1);
     // SAFETY: rows, features and outputs exist; outputs beyond the last repeat it. What was not kept is not read.
     unsafe {
         for row in from..to {
@@ -324,20 +336,32 @@ unsafe fn outputs(
         }
         for start in (0..product.features).step_by(BLOCK) {
             let weight = (product.weight as *const Bf16).add(start);
-            let weights = std::array::from_fn(|j| {
-                weight.add((output + j.min(kept - 1)) * product.weight_stride)
-            });
-            for row in (from..to).step_by(height) {
-                let source = match (row == from, height < to - from) {
-                    (true, false) => ONCE,
-                    (true, true) => KEEP,
-                    (false, _) => KEPT,
+            let mut block = Block {
+                weights: std::array::from_fn(|j| {
+                    weight.add((output + j.min(kept - 1)) * product.weight_stride)
+                }),
+                widened,
+                count: BLOCK.min(product.features - start),
+                ahead: std::ptr::null(),
+                rate: 0,
+            };
+            let next = OUTPUTS * product.weight_stride + (OUTPUTS - 1) * start;
+            for (tile, row) in (from..to).step_by(height).enumerate() {
+                // What the next four outputs need is asked for a part with each of the first tiles, else one would wait for it all.
+                block.rate = if tile * rate < OUTPUTS { rate } else { 0 };
+                block.ahead = block.weights[0].wrapping_add(next + tile * rate * block.count);
+                let source = match (tile, tiles) {
+                    (0, 1) => ONCE,
+                    (0, _) => KEEP,
+                    _ => KEPT,
                 };
+                let stride = product.x_stride;
+                let x = (product.x as *const Bf16).add(row * stride + start);
                 let sums = sums.add(row - from);
                 match height.min(to - row) {
-                    1 => rows::<1>(product, row, weights, start, sums, widened, source),
-                    2 => rows::<2>(product, row, weights, start, sums, widened, source),
-                    _ => rows::<3>(product, row, weights, start, sums, widened, source),
+                    1 => add::<1>(&block, source, x, stride, sums),
+                    2 => add::<2>(&block, source, x, stride, sums),
+                    _ => add::<3>(&block, source, x, stride, sums),
                 }
             }
         }
