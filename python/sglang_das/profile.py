@@ -74,7 +74,11 @@ def profile(
     for number, size in enumerate(sizes, 1):
         print(f"[{number}/{len(sizes)}] batch {size}", file=sys.stderr, flush=True)
         _fill(url, size, steps * widths, context)
-        rows = _policy(_call(f"{url}/server_info"))["measured"]
+        measured = _policy(_call(f"{url}/server_info"))["measured"]
+        # While a batch fills and empties, steps of other sizes run: too few for a median.
+        rows = [row for row in measured if row["requests"] in sizes]
+        if all(row["requests"] != size for row in rows):
+            print(f"batch {size}: no step had so many requests; the server runs fewer at once", file=sys.stderr)
         for row in (row for row in rows if row["requests"] == size):
             print(f"{size:>8}{row['width']:>7.0f}{row['rows']:>7}{1e3 * row['seconds']:>9.2f}{row['samples']:>9}")
     if not rows:

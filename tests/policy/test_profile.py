@@ -84,16 +84,26 @@ def serve():
 
 def test_costs_are_measured_over_batch_sizes_and_widths(serve, tmp_path, capsys):
     file = tmp_path / "profile.json"
-    assert main(["profile", serve(Engine("sweep", [1, 2, 4])), "--steps", "10", "--json", str(file)]) == 0
+    url = serve(Engine("sweep", [1, 2, 4, 5]))
+    # 4 and 5 are of one bucket of sizes.
+    assert main(["profile", url, "--batches", "1,2,4,5", "--steps", "10", "--json", str(file)]) == 0
     written = json.loads(file.read_text())
     found = {(row["requests"], row["width"]): row["seconds"] for row in written["results"]}
-    assert found == {(b, w): pytest.approx(cost(b, b * w)) for b in (1, 2, 4) for w in (1, 2, 3, 4)}
+    assert found == {(b, w): pytest.approx(cost(b, b * w)) for b in (1, 2, 4, 5) for w in (1, 2, 3, 4)}
     assert written["line_s"]["base"] == pytest.approx(0.02, rel=0.01)
     assert written["line_s"]["relative_error"] < 0.01
     assert "machine" in written
     informed = Policy(PolicyConfig(profile=str(file), max_width=4))
     assert informed.latency.seconds(4) == pytest.approx([cost(4, 4 * w) for w in (1, 2, 3, 4)], rel=0.03)
     assert "mean error" in capsys.readouterr().out
+
+
+def test_a_batch_that_never_ran_is_said_to_have_not(serve, tmp_path, capsys):
+    file = tmp_path / "profile.json"
+    command = ["profile", serve(Engine("sweep", [2] * 33)), "--batches", "2,64", "--steps", "10", "--json", str(file)]
+    assert main(command) == 0
+    assert "batch 64: no step" in capsys.readouterr().err
+    assert {row["requests"] for row in json.loads(file.read_text())["results"]} == {2}
 
 
 def test_a_server_that_does_not_sweep_is_refused_with_the_remedy(serve, capsys):

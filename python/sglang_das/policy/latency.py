@@ -106,15 +106,16 @@ class LatencyModel:
                 self.observe(requests, rows, seconds)
 
     def table(self) -> list[dict[str, float]]:
-        """What was measured: median ``seconds`` at each ``requests`` and ``width``, from so many ``samples``."""
+        """What was measured: median ``seconds`` by number of ``requests`` and ``width``, over ``samples`` steps."""
         table = []
         for row, column in np.argwhere(self._count).tolist():
             held = min(int(self._count[row, column]), _SAMPLES)
             requests, rows, seconds = (a[row, column, :held] for a in (self._requests, self._rows, self._seconds))
-            last = int(requests[(self._count[row, column] - 1) % _SAMPLES])
-            same = requests == last
-            cell = {"requests": last, "width": float(self._widths[column]), "rows": round(float(rows[same].mean()))}
-            table.append(cell | {"seconds": _median(seconds[same]) * self._level, "samples": int(same.sum())})
+            for size in np.unique(requests).tolist():
+                same = requests == size
+                cell = {"requests": int(size), "width": float(self._widths[column])}
+                cell |= {"rows": round(float(rows[same].mean())), "seconds": _median(seconds[same]) * self._level}
+                table.append(cell | {"samples": int(same.sum())})
         return table
 
     def _score(self, requests: int, rows: int, row: int, column: int, seconds: float) -> None:
