@@ -13,7 +13,7 @@ from typing import Any
 
 from . import data, peers, report
 
-STRUCTURES = ("das", "das-history", "das-counts", "arctic", "arctic-cache", "ngram")
+STRUCTURES = ("das", "das-history", "das-counts", "das-known", "arctic", "arctic-cache", "ngram")
 TOKENS = (100_000, 1_000_000, 5_000_000)
 CASES = {"1": 1, "2": 2, "expiry": 2, "snapshot": 1}
 """What is measured, and by how many threads: appends and drafts by one or two, expiry beside drafts, a file."""

@@ -45,6 +45,8 @@ def make(name: str, tokens: int) -> Structure:
             return DasHistory()
         case "das-counts":
             return DasHistory(learns=False)
+        case "das-known":
+            return DasKnown()
         case "arctic":
             return Arctic()
         case "arctic-cache":
@@ -108,6 +110,32 @@ class DasHistory(Das):
 
     def memory_usage(self) -> int | None:
         return self.history.memory_usage()
+
+
+class DasKnown(DasHistory):
+    """The same, given a distribution of eight entries, the most it keeps, with every token."""
+
+    OTHERS = np.arange(8, dtype=np.int32)
+    SHARES = np.array([128, 48, 24, 16, 12, 8, 6, 4], dtype=np.uint8)
+
+    def _known(self, tokens: Tokens) -> tuple[Tokens, Any]:
+        """Ids and probabilities, both [tokens, 8]."""
+        ids = tokens.ravel()[:, None] + self.OTHERS
+        return ids, np.tile(self.SHARES, (len(ids), 1))
+
+    def store(self, number: int, problem: int, tokens: Tokens) -> None:
+        sequence = self._sequence(problem)
+        sequence.append(tokens, *self._known(tokens))
+        sequence.close()
+
+    def append(self, number: int, tokens: Tokens) -> None:
+        self._live[number].append(tokens, *self._known(tokens))
+
+    def step(self, count: int, tokens: Tokens) -> object:
+        offsets = np.arange(0, tokens.size + 1, tokens.shape[1], dtype=np.int32)
+        widths, floors = np.full(count, DRAFT, dtype=np.int32), np.zeros(count, dtype=np.float32)
+        live, (ids, shares) = self._live[:count], self._known(tokens)
+        return self._step(live, tokens.ravel(), offsets, widths, floors, DRAFT, ids=ids, probabilities=shares)
 
 
 class Arctic:
