@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def no_server_left_behind():
-    """End the servers also where the test run itself is ended."""
+    """End the servers also where the test run itself is ended.
+
+    A pytest-xdist worker whose controller is gone interrupts itself. That must be heeded, also where the controller ignores
+    interrupts.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with interrupts_as_exceptions():
         yield
 
