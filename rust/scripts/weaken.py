@@ -91,7 +91,7 @@ WEAKENINGS = (
     Weakening(
         "a row is written by two at once",
         "backoff.rs",
-        "        let taken = version % 2 == 0\n            && self",
+        "        let taken = version.is_multiple_of(2)\n            && self",
         "        let taken = version % 2 == 2\n            || self",
     ),
     Weakening(

@@ -113,7 +113,7 @@ impl TokenMap {
             return std::mem::replace(&mut self.slot_mut(slot).position, position);
         }
         let slot = self.used as u32;
-        if self.used % SEGMENT == 0 {
+        if self.used.is_multiple_of(SEGMENT) {
             let unused = Slot {
                 first: NOWHERE,
                 token,

@@ -2,10 +2,11 @@
 #![cfg(not(loom))]
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use das_tree::{
@@ -219,7 +220,7 @@ fn append_piece(rollout: &Sequence, tokens: &[u32], length: usize, number: usize
         .unzip();
     let known = KnownRows::new(2, ids.as_flattened(), probabilities.as_flattened()).unwrap();
     // Some come without.
-    if number % 5 == 0 {
+    if number.is_multiple_of(5) {
         rollout.append(piece).unwrap();
     } else {
         rollout.append_known(piece, known).unwrap();
@@ -437,6 +438,89 @@ fn options_may_be_changed_on_loading() {
     assert!(error.to_string().contains("window is 0"));
 }
 
+/// What a save that was killed has left goes with the next one; what somebody is at, or is none of its, stays.
+#[test]
+fn what_a_killed_save_has_left_is_removed() {
+    let directory = Directory::new("left");
+    let left = ["history.71-7f00.tmp", "history.4000000-aa.tmp"];
+    let others = [
+        "history",
+        "history.71.tmp",
+        "history.71-xyz.tmp",
+        "history.json",
+        "other.71-7f00.tmp",
+    ];
+    for name in left.iter().chain(&others) {
+        fs::write(directory.join(name), b"DASHIST").unwrap();
+    }
+    // Somebody else writes, and somebody is about to.
+    let (locked, empty) = ("history.72-1.tmp", "history.73-1.tmp");
+    fs::write(directory.join(locked), b"DASHIST").unwrap();
+    let writer = fs::File::options().write(true).open(directory.join(locked));
+    let writer = writer.unwrap();
+    writer.try_lock().unwrap();
+    fs::write(directory.join(empty), b"").unwrap();
+
+    let names = || {
+        let entries = fs::read_dir(&directory.0).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<BTreeSet<String>>()
+    };
+    let expected = |some: &[&str]| {
+        let all = others.iter().chain(some).map(|name| name.to_string());
+        all.collect::<BTreeSet<String>>()
+    };
+    small().save(&directory.join("history")).unwrap();
+    assert_eq!(names(), expected(&[locked, empty]));
+    drop(writer);
+    small().save(&directory.join("history")).unwrap();
+    assert_eq!(names(), expected(&[empty]));
+    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    let file = fs::File::options().write(true).open(directory.join(empty));
+    file.unwrap().set_modified(long_ago).unwrap();
+    small().save(&directory.join("history")).unwrap();
+    assert_eq!(names(), expected(&[]));
+}
+
+/// Two histories that are saved to one file at the same time do not take each other's for what was left.
+#[test]
+fn saves_at_the_same_time_leave_each_other_alone() {
+    let directory = Directory::new("both");
+    let path = directory.join("history");
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let history = small();
+                (0..40).for_each(|_| history.save(&path).unwrap());
+            });
+        }
+    });
+    assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 1);
+}
+
+/// A file of version 4, whose texts grew side by side and one of which ran.
+#[test]
+fn an_older_file_is_read() {
+    let directory = Directory::new("older");
+    let path = directory.join("history");
+    fs::write(&path, include_bytes!("files/history-4")).unwrap();
+    let history = RolloutHistory::load(&path, |_| ()).unwrap();
+    let tree = history.tree(7).unwrap();
+    assert_eq!((tree.len(), history.stats().rollouts), (8, 2));
+    assert_eq!(tree.weight(&[1, 2]).unwrap(), 4.0);
+    // One text as if it had come after the other.
+    let last = tree.latest_follower(&[1, 2]).unwrap().unwrap();
+    assert_eq!(last.token, 5);
+    let first = tree.latest_follower(&[1]).unwrap().unwrap();
+    assert_eq!(first.token, 2);
+    let beside = tree.latest_follower(&[1, 2, 1]).unwrap().unwrap();
+    assert_eq!(beside.token, 2);
+    // What was learned is used: a draft that was not kept.
+    let rollout = history.rollout(7, &[20, 21]).unwrap();
+    let draft = rollout.draft(&DraftOptions::default()).unwrap();
+    assert!(draft.tokens.contains(&22), "{draft:?}");
+}
+
 const CHILD: &str = "DAS_SNAPSHOT_CHILD";
 
 /// A process that saves two histories in turn, over and over, killed at some moment: one of them is in the file, whole.
@@ -485,4 +569,7 @@ fn a_kill_leaves_a_whole_file() {
         let loaded = drafts(&RolloutHistory::load(&path, |_| ()).unwrap());
         assert!(expected.contains(&loaded), "round {round}");
     }
+    // What the killed ones left goes with the next save.
+    histories[0].save(&path).unwrap();
+    assert_eq!(fs::read_dir(&directory.0).unwrap().count(), 1);
 }

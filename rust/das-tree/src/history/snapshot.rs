@@ -18,9 +18,11 @@
 //! Where there is nothing, one rollout came after the other.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{self, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use crate::{
@@ -43,10 +45,13 @@ const MAGIC: [u8; 8] = *b"DASHIST\n";
 const VERSION: u32 = 5;
 /// The first version whose lore can be used: earlier ones had other kinds of evidence.
 const LORE_VERSION: u32 = 4;
+/// Longer than it takes to lock a file after it was made.
+const AN_EMPTY_FILE_LASTS: Duration = Duration::from_secs(600);
 
 impl RolloutHistory {
     /// Writes the history to a file, in place of what is there. A rollout that runs is written as far as it has come, as if it
-    /// ended there. Rollouts may go on meanwhile.
+    /// ended there. Rollouts may go on meanwhile. What processes that were killed in a save to the same file have left beside it
+    /// is removed.
     ///
     /// # Errors
     /// If the file cannot be written; what was there before is untouched.
@@ -55,7 +60,10 @@ impl RolloutHistory {
         let (header, problems) = self.image();
         let lore = self.shared.backoff.words();
         let fresh = beside(path, Arc::as_ptr(&self.shared) as usize);
-        let written = write(&fresh, &header, &problems, &lore).and_then(|()| replace(&fresh, path));
+        sweep(path);
+        let written = write(&fresh, &header, &problems, &lore);
+        // The file is locked, and so nobody else's to remove, until it has its name.
+        let written = written.and_then(|_locked| replace(&fresh, path));
         written.map_err(|error| {
             let _ = fs::remove_file(&fresh); // what failed is reported below
             failed(path, &error)
@@ -154,13 +162,54 @@ fn beside(path: &Path, history: usize) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Puts a file in the place of another, for good.
-fn replace(fresh: &Path, path: &Path) -> io::Result<()> {
-    fs::rename(fresh, path)?;
+/// Whether a file's name is one that [`beside`] gives.
+fn is_beside(path: &Path, name: &OsStr) -> bool {
+    let own = path.file_name().unwrap_or_default().as_encoded_bytes();
+    let rest = name.as_encoded_bytes().strip_prefix(own);
+    let rest = rest.and_then(|rest| rest.strip_prefix(b".")?.strip_suffix(b".tmp"));
+    let mut parts = rest.unwrap_or_default().splitn(2, |&byte| byte == b'-');
+    let is_number = |part: Option<&[u8]>, is_digit: fn(&u8) -> bool| {
+        part.is_some_and(|part| !part.is_empty() && part.iter().all(is_digit))
+    };
+    is_number(parts.next(), u8::is_ascii_digit) && is_number(parts.next(), u8::is_ascii_hexdigit)
+}
+
+/// The directory a file is in.
+fn directory(path: &Path) -> &Path {
     let directory = path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    directory.unwrap_or(Path::new("."))
+}
+
+/// Removes what saves that did not come to their end have left beside a file. Who saves has a lock on its file, which ends with
+/// its process. What cannot be locked or removed stays: it only takes room.
+fn sweep(path: &Path) {
+    let entries = fs::read_dir(directory(path)).into_iter().flatten();
+    for entry in entries.flatten() {
+        if !is_beside(path, &entry.file_name()) {
+            continue;
+        }
+        let left = entry.path();
+        if File::options().write(true).open(&left).is_ok_and(is_left) {
+            let _ = fs::remove_file(&left);
+        }
+    }
+}
+
+/// Whether nobody is at work on this file. One that is empty may have been made just now, its lock about to be taken.
+fn is_left(file: File) -> bool {
+    let is_old = |time: SystemTime| time.elapsed().is_ok_and(|age| age > AN_EMPTY_FILE_LASTS);
+    let is_begun = file
+        .metadata()
+        .is_ok_and(|about| about.len() > 0 || about.modified().is_ok_and(is_old));
+    is_begun && file.try_lock().is_ok()
+}
+
+/// Puts a file in the place of another, for good.
+fn replace(fresh: &Path, path: &Path) -> io::Result<()> {
+    fs::rename(fresh, path)?;
+    File::open(directory(path))?.sync_all()
 }
 
 fn failed(path: &Path, error: &io::Error) -> Error {
@@ -171,9 +220,18 @@ fn failed(path: &Path, error: &io::Error) -> Error {
     })
 }
 
-fn write(path: &Path, header: &Header, problems: &[SavedProblem], lore: &[u32]) -> io::Result<()> {
-    let mut output = Output::new(BufWriter::with_capacity(1 << 16, File::create(path)?));
+/// Writes a file, locked as long as it is open. Where files cannot be locked nobody can think that it is nobody's.
+fn write(
+    path: &Path,
+    header: &Header,
+    problems: &[SavedProblem],
+    lore: &[u32],
+) -> io::Result<File> {
+    let file = File::create(path)?;
+    let _ = file.try_lock(); // as said above
+    let mut output = Output::new(BufWriter::with_capacity(1 << 16, file));
     output.bytes(&MAGIC)?;
+    output.flush()?; // so that it is not empty: see `is_left`
     output.bytes(&VERSION.to_le_bytes())?;
     let options = header.options;
     output.number(options.window as u64)?;
@@ -217,7 +275,8 @@ fn write(path: &Path, header: &Header, problems: &[SavedProblem], lore: &[u32]) 
         .into_writer()
         .into_inner()
         .map_err(io::IntoInnerError::into_error)?;
-    file.sync_all()
+    file.sync_all()?;
+    Ok(file)
 }
 
 /// Which of the rollouts in the tree each chunk of these texts is of; nothing if one came after the other.

@@ -154,20 +154,20 @@ impl Texts {
         let mut memory = Memory::default();
         for &event in &self.events {
             let (Event::Counted(this) | Event::InPlaceOf(_, this)) = event;
-            if let Event::InPlaceOf(theirs, _) = event {
-                if let Some(place) = memory.counted.iter().position(|&start| start == theirs) {
-                    if !self.has(this, string) {
-                        // It was counted when it was shorter than the string, and is no more.
-                        memory = Memory::default();
-                        continue;
-                    }
-                    memory.counted[place] = this;
-                    if memory.counted.len() == 1 {
-                        (memory.first, memory.last) = (None, None);
-                    }
-                    self.remember(&mut memory, this);
+            if let Event::InPlaceOf(theirs, _) = event
+                && let Some(place) = memory.counted.iter().position(|&start| start == theirs)
+            {
+                if !self.has(this, string) {
+                    // It was counted when it was shorter than the string, and is no more.
+                    memory = Memory::default();
                     continue;
                 }
+                memory.counted[place] = this;
+                if memory.counted.len() == 1 {
+                    (memory.first, memory.last) = (None, None);
+                }
+                self.remember(&mut memory, this);
+                continue;
             }
             if self.has(this, string) {
                 memory.counted.push(this);
