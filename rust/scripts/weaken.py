@@ -65,8 +65,10 @@ WEAKENINGS = (
         ".compare_exchange(from, to, Ordering::Relaxed, Ordering::Acquire)",
         ".compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)",
     ),
-    relaxed("latest occurrence: note", "node.rs", "self.recent.store(start, Ordering::Release)"),
-    relaxed("latest occurrence: read", "node.rs", "self.recent.load(Ordering::Acquire)"),
+    relaxed("last occurrence: note", "node.rs", "self.recent.store(start, Ordering::Release)"),
+    relaxed("last occurrence: read", "node.rs", "self.recent.load(Ordering::Acquire)"),
+    relaxed("first occurrence: note", "node.rs", "self.position.store(start, Ordering::Release)"),
+    relaxed("first occurrence: read", "node.rs", "self.position.load(Ordering::Acquire)"),
     relaxed("top list: set", "node.rs", "self.counts[i].store(count, Ordering::Release)"),
     relaxed("top list: get", "node.rs", "self.counts[i].load(Ordering::Acquire)"),
     relaxed("row: begin to read", "backoff.rs", "version.load(Ordering::Acquire)"),
@@ -89,7 +91,7 @@ WEAKENINGS = (
     Weakening(
         "a row is written by two at once",
         "backoff.rs",
-        "        let taken = version % 2 == 0\n            && self",
+        "        let taken = version.is_multiple_of(2)\n            && self",
         "        let taken = version % 2 == 2\n            || self",
     ),
     Weakening(
@@ -167,8 +169,8 @@ WEAKENINGS = (
     Weakening(
         "a split starts the new node's count anew",
         "index.rs",
-        "        let count = self.nodes.child_count(child, &self.text);\n        let position",
-        "        let count = 0;\n        let position",
+        "        let count = self.nodes.child_count(child, &self.text);\n        let (first",
+        "        let count = 0;\n        let (first",
     ),
     Weakening(
         "a leaf taken over leaves its text's active point alone",

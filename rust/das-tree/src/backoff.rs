@@ -288,7 +288,7 @@ impl Row<'_> {
     /// Takes the row to write it, unless somebody else has; returns the version to leave it with.
     fn take(&self) -> Option<u32> {
         let version = self.head.version.load(Ordering::Relaxed); // a guess, checked by the exchange
-        let taken = version % 2 == 0
+        let taken = version.is_multiple_of(2)
             && self
                 .head
                 .version

@@ -548,10 +548,10 @@ impl Scratch {
             }
         }
         // Contexts that begin with what has been drafted did not come down from the root.
-        if let ([.., Some(last)], true) = (node.last, node.depth > 0 && merge.wants_history()) {
-            if let Some(at) = view.sources.tree.step(&Locus::ROOT, last) {
-                merge.add_history(&at, 1, 0);
-            }
+        if let ([.., Some(last)], true) = (node.last, node.depth > 0 && merge.wants_history())
+            && let Some(at) = view.sources.tree.step(&Locus::ROOT, last)
+        {
+            merge.add_history(&at, 1, 0);
         }
     }
 

@@ -256,7 +256,7 @@ impl Tree {
                 break;
             }
             let start = self.text.back(cursor.position, depth);
-            let fresh = self.split(at, next, child, start);
+            let fresh = self.split(at, next, child);
             self.add_leaf(fresh, token, start, cursor.weight);
             publish(
                 slot,
@@ -312,6 +312,7 @@ impl Tree {
     fn reweigh(&self, at: Point, first: Token, owner: SeqId, taken: Pos, weight: u64) {
         let before = self.text.record(owner).weight();
         if weight == before {
+            self.note_up(at.node, taken);
             return;
         }
         if weight > before {
@@ -333,20 +334,24 @@ impl Tree {
         }
     }
 
-    /// A node on the edge from `at.node` to `child`, complete but for its second edge and not yet reachable.
-    fn split(&self, at: Point, next: Token, child: Child, start: Pos) -> NodeId {
+    /// A node on the edge from `at.node` to `child`, complete but for its second edge and the occurrence that goes there, and not
+    /// yet reachable.
+    fn split(&self, at: Point, next: Token, child: Child) -> NodeId {
         let count = self.nodes.child_count(child, &self.text);
-        let position = match child {
-            Child::Leaf(start) => start,
-            Child::Node(node) => self.nodes.get(node).position(),
+        let (first, last) = match child {
+            Child::Leaf(start) => (start, start),
+            Child::Node(node) => {
+                let node = self.nodes.get(node);
+                (node.position(), node.recent())
+            }
         };
         let depth = self.nodes.get(at.node).depth() + at.along;
         let new = NewNode {
-            position,
+            position: first,
             depth,
             parent: at.node,
             count,
-            recent: start,
+            recent: last,
         };
         let fresh = self.nodes.add(&new, &self.meter);
         let edge = Edge { token: next, child };
@@ -418,6 +423,14 @@ impl Tree {
             // The occurrence goes by the same edges, so its own text, which is in cache, has their first tokens.
             let first = || self.text.token(start, node.depth());
             self.nodes.raise(node, first, count);
+        }
+    }
+
+    /// Notes an occurrence, starting at `start`, of a node's string and of all its prefixes that is counted in the place of
+    /// another.
+    fn note_up(&self, mut id: NodeId, start: Pos) {
+        while self.nodes.get(id).note(start) && id != ROOT {
+            id = self.nodes.get(id).parent();
         }
     }
 

@@ -76,6 +76,7 @@ impl Tree {
         if self.text_at(node.recent(), depth) != string {
             return fail("the recent occurrence is none");
         }
+        let (mut first, mut last) = (u32::MAX, 0);
         let mut sum = 0;
         let mut followers = Vec::new();
         for edge in &edges {
@@ -87,6 +88,7 @@ impl Tree {
                     if !leaves.insert(start) {
                         return fail("two edges lead to one leaf");
                     }
+                    (first, last) = (first.min(start), last.max(start));
                     start
                 }
                 Child::Node(child) => {
@@ -95,6 +97,7 @@ impl Tree {
                         return fail("a child does not agree to be one");
                     }
                     self.check_node(child, reached, leaves)?;
+                    (first, last) = (first.min(below.position()), last.max(below.recent()));
                     below.position()
                 }
             };
@@ -107,6 +110,9 @@ impl Tree {
         }
         if depth < self.max_depth && sum != node.count() {
             return fail("the count is not the sum of the followers'");
+        }
+        if !edges.is_empty() && (node.position() > first || node.recent() < last) {
+            return fail("an occurrence of a follower comes before the first or after the last");
         }
         followers.sort_unstable();
         followers.truncate(TOP.max(4));

@@ -107,7 +107,7 @@ impl<'a> KnownRows<'a> {
         if width > MAX_ENTRIES {
             return Err(Kind::KnownWidth(width).into());
         }
-        if tokens.len() != probabilities.len() || tokens.len() % width.max(1) != 0 {
+        if tokens.len() != probabilities.len() || !tokens.len().is_multiple_of(width.max(1)) {
             let (ids, probabilities) = (tokens.len(), probabilities.len());
             return Err(Kind::KnownShape {
                 ids,

@@ -50,8 +50,8 @@ impl Tree {
         Ok(self.find(context)?.and_then(|at| self.latest(&at, None)))
     }
 
-    /// What followed the string at `at` in the occurrence counted last, unless it is in the sequence `except`: then, of those
-    /// that the place and the edges below it remember, the one whose text came last. `None` if none goes on with a token.
+    /// What followed the string at `at` in its last occurrence, in the order of the text, unless that is in the sequence `except`
+    /// or goes on with no token: then in the last that will do of those that the place and the edges below it remember.
     pub(crate) fn latest(&self, at: &Locus, except: Option<SeqId>) -> Option<Observation> {
         let usable = |start: &Pos| self.follower(*start, at.depth(), except).is_some();
         let start = match self.below(at) {
@@ -59,8 +59,7 @@ impl Tree {
             Child::Node(id) => {
                 let node = self.nodes.get(id);
                 Some(node.recent()).filter(usable).or_else(|| {
-                    let edges = self.nodes.inline_edges(id);
-                    let below = edges.map(|edge| match edge.child {
+                    let below = self.nodes.main_children(id).map(|child| match child {
                         Child::Leaf(start) => start,
                         Child::Node(id) => self.nodes.get(id).recent(),
                     });

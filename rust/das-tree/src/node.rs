@@ -26,9 +26,9 @@ pub(crate) struct Node {
     count: AtomicU64,
     /// The node of this string without its first token; `NONE` until known. The root has none.
     link: AtomicU32,
-    /// Start of the first occurrence.
+    /// Of the occurrences that have been counted here, the start of the first and of the last in the order of the text: so they
+    /// do not depend on the order in which texts that grow side by side are indexed.
     position: AtomicU32,
-    /// Start of the most recently counted occurrence.
     recent: AtomicU32,
     /// The node above. Used only by whoever indexes.
     parent: AtomicU32,
@@ -77,17 +77,18 @@ impl Node {
         self.shape.load(Ordering::Relaxed) >> 8 // to a reader a statistic
     }
 
+    /// Start of the first counted occurrence.
     pub(crate) fn position(&self) -> Pos {
-        self.position.load(Ordering::Relaxed) // set before the node was published
+        self.position.load(Ordering::Acquire) // pairs with `note`: the text there is visible
     }
 
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::Relaxed) // to a reader a statistic
     }
 
-    /// Start of the most recent counted occurrence.
+    /// Start of the last counted occurrence.
     pub(crate) fn recent(&self) -> Pos {
-        self.recent.load(Ordering::Acquire) // pairs with `add_occurrence`: the text there is visible
+        self.recent.load(Ordering::Acquire) // pairs with `note`: the text there is visible
     }
 
     pub(crate) fn parent(&self) -> NodeId {
@@ -113,7 +114,23 @@ impl Node {
         // One writer, so no read-modify-write; to a reader a statistic.
         self.count
             .store(self.count().wrapping_add(gain), Ordering::Relaxed);
-        self.recent.store(start, Ordering::Release); // pairs with `recent`
+        self.note(start);
+    }
+
+    /// Notes an occurrence that starts at `start`, should it be the first or the last. Returns whether it is; if not, it is
+    /// neither at any node above, which has all occurrences of those below.
+    pub(crate) fn note(&self, start: Pos) -> bool {
+        let (first, last) = (
+            self.position.load(Ordering::Relaxed), // this and the next: only whoever indexes writes it
+            self.recent.load(Ordering::Relaxed),
+        );
+        if start < first {
+            self.position.store(start, Ordering::Release); // pairs with `position`
+        }
+        if start > last {
+            self.recent.store(start, Ordering::Release); // pairs with `recent`
+        }
+        start < first || start > last
     }
 }
 
@@ -305,10 +322,8 @@ impl Nodes {
     /// frequent, ties to the smaller token. Exact while nobody indexes.
     pub(crate) fn followers(&self, id: NodeId, text: &Text, out: &mut Vec<(Token, u64)>) {
         out.clear();
-        let node = self.nodes.get(id);
-        let wide = node.wide.load(Ordering::Acquire); // pairs with `widen`: the list is visible
-        if wide != NONE {
-            for (count, token) in self.wides.get(wide).top() {
+        if let Some(wide) = self.wide(id) {
+            for (count, token) in wide.top() {
                 // While an entry moves up it is there twice.
                 if count > 0 && out.iter().all(|&(seen, _)| seen != token) {
                     out.push((token, count));
@@ -316,18 +331,30 @@ impl Nodes {
             }
             return;
         }
-        for slot in &node.edges {
-            let bits = load(slot);
-            if bits == Edge::EMPTY {
-                break;
-            }
-            let edge = Edge::from_bits(bits);
-            out.push((edge.token, self.child_count(edge.child, text)));
-        }
+        let edges = self.inline_edges(id);
+        out.extend(edges.map(|edge| (edge.token, self.child_count(edge.child, text))));
+    }
+
+    /// What a node with more than four edges has besides.
+    fn wide(&self, id: NodeId) -> Option<&Wide> {
+        let wide = self.nodes.get(id).wide.load(Ordering::Acquire); // pairs with `widen`: the list is visible
+        (wide != NONE).then(|| self.wides.get(wide))
+    }
+
+    /// Where the edges of a node lead; of more than four, those to the four most frequent followers.
+    pub(crate) fn main_children(&self, id: NodeId) -> impl Iterator<Item = Child> {
+        let wide = self.wide(id);
+        let listed = wide.map(|wide| {
+            let used = wide.top().take(INLINE).filter(|&(count, _)| count > 0);
+            used.filter_map(move |(_, token)| Some(self.find(id, token)?.1))
+        });
+        let inline = (wide.is_none()).then(|| self.inline_edges(id).map(|edge| edge.child));
+        let listed = listed.into_iter().flatten();
+        listed.chain(inline.into_iter().flatten())
     }
 
     /// The first few edges of a node.
-    pub(crate) fn inline_edges(&self, id: NodeId) -> impl Iterator<Item = Edge> {
+    fn inline_edges(&self, id: NodeId) -> impl Iterator<Item = Edge> {
         let slots = self.nodes.get(id).edges.iter().map(load);
         slots
             .take_while(|&bits| bits != Edge::EMPTY)

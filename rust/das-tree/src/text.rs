@@ -195,7 +195,7 @@ impl Text {
         let mut len = record.len.load(Ordering::Relaxed); // only this thread writes it
         let mut last = record.last.load(Ordering::Relaxed); // as above
         for token in tokens {
-            if len % CHUNK == 0 {
+            if len.is_multiple_of(CHUNK) {
                 last = self.add_chunk(id, len, last, meter);
             }
             let chunk = self.chunks.get(last);

@@ -235,6 +235,27 @@ fn append_vs_latest() {
     });
 }
 
+/// A string is found while the first occurrence of it, where its tokens are read, becomes one that lies before: in a chunk that
+/// was begun before the others and is written just now.
+#[test]
+fn earlier_occurrence_vs_descend() {
+    model(|| {
+        let tree = tree();
+        let first = sequence(&tree, &[]);
+        let _second = sequence(&tree, &[1, 2, 3, 1, 2, 4]);
+        let reader = {
+            let tree = Arc::clone(&tree);
+            loom::thread::spawn(move || {
+                assert!((2..=3).contains(&count(&tree, &[1, 2])));
+            })
+        };
+        first.append(&[1, 2, 5]).unwrap();
+        reader.join().unwrap();
+        assert_eq!(count(&tree, &[1, 2]), 3);
+        tree.check_integrity().unwrap();
+    });
+}
+
 /// A draft made while nodes appear under its contexts still has all that was known before: the shorter context is
 /// reached by the suffix link of a node just made, or without it.
 #[test]

@@ -1,5 +1,5 @@
-//! A tree as it should be: the naive oracle, beside each token what the target knew when it drew it, and the order in which
-//! occurrences were counted, which says which of them a place in the tree remembers.
+//! A tree as it should be: the naive oracle, beside each token what the target knew when it drew it, and what was counted and
+//! when chunks of text were begun, which says which occurrence a place in the tree remembers.
 
 use std::ops::{Deref, DerefMut};
 
@@ -101,10 +101,17 @@ pub struct Model {
     oracle: Oracle,
     /// Beside each symbol of each text; nothing if distributions are of no interest.
     known: Option<Vec<Vec<Row>>>,
-    /// Suffixes in the order they were counted, and for each text how many are.
-    order: Vec<Start>,
+    /// Suffixes in the order they were counted, each with the one of another text in whose place it was, and for each text how
+    /// many are.
+    events: Vec<(Start, Option<Start>)>,
     counted: Vec<usize>,
+    /// When each chunk of each text was begun.
+    begun: Vec<Vec<usize>>,
+    clock: usize,
 }
+
+/// Symbols of a chunk.
+pub const CHUNK: usize = 64;
 
 impl Deref for Model {
     type Target = Oracle;
@@ -127,8 +134,10 @@ impl Model {
         Self {
             oracle,
             known: knows.then(Vec::new),
-            order: Vec::new(),
+            events: Vec::new(),
             counted: Vec::new(),
+            begun: Vec::new(),
+            clock: 0,
         }
     }
 
@@ -136,6 +145,8 @@ impl Model {
         let text = self.texts.len();
         self.oracle.open_weighted(prompt, weight);
         self.counted.push(0);
+        self.begun.push(Vec::new());
+        self.note_chunks(text);
         if let Some(known) = &mut self.known {
             known.push(vec![Row::new()]);
             self.note_counted(text);
@@ -152,6 +163,7 @@ impl Model {
     pub fn append_kept(&mut self, text: usize, tokens: &[u32], rows: &[Row]) {
         let Some(known) = &mut self.known else {
             self.oracle.append(text, tokens);
+            self.note_chunks(text);
             return;
         };
         known[text].extend_from_slice(rows);
@@ -159,10 +171,12 @@ impl Model {
             self.oracle.append(text, &[token]);
             self.note_counted(text);
         }
+        self.note_chunks(text);
     }
 
     pub fn close(&mut self, text: usize) {
         self.oracle.close(text);
+        self.note_chunks(text);
         if self.known.is_some() {
             self.note_counted(text);
         }
@@ -179,21 +193,55 @@ impl Model {
         (own.symbols[range].to_vec(), rows.unwrap_or_default())
     }
 
+    /// Notes the chunks that a text has come to.
+    fn note_chunks(&mut self, text: usize) {
+        let chunks = self.oracle.texts[text].symbols.len().div_ceil(CHUNK);
+        while self.begun[text].len() < chunks {
+            self.clock += 1;
+            self.begun[text].push(self.clock);
+        }
+    }
+
+    /// When a chunk of a text was begun.
+    pub fn begun(&self, text: usize, chunk: usize) -> usize {
+        self.begun[text][chunk]
+    }
+
     /// Notes what was counted when a text grew by its last symbol. A suffix that took another text's leaf over is counted in
-    /// that one's stead; it is news only if it weighs more or less.
+    /// that one's stead.
     fn note_counted(&mut self, text: usize) {
-        let grown = &self.oracle.texts[text];
-        let (before, length) = (self.counted[text], grown.symbols.len());
-        let mut instead = vec![false; length + 1];
+        let (before, length) = (self.counted[text], self.oracle.texts[text].symbols.len());
+        let mut instead = vec![None; length + 1];
         for (other, theirs) in self.oracle.texts.iter().enumerate() {
-            let now = theirs.symbols.len() - self.oracle.active(other);
+            let symbols = theirs.symbols.len();
+            let now = symbols - self.oracle.active(other);
             let had = std::mem::replace(&mut self.counted[other], now);
-            for lost in (now..had).filter(|_| other != text && theirs.weight == grown.weight) {
-                instead[theirs.symbols.len() - lost + 1] = true;
+            for lost in (now..had).filter(|_| other != text) {
+                instead[symbols - lost + 1] = Some((other, lost));
             }
         }
-        let news = (before..self.counted[text]).filter(|&start| !instead[length - start]);
-        self.order.extend(news.map(|start| (text, start)));
+        let fresh = before..self.counted[text];
+        let events = fresh.map(|start| ((text, start), instead[length - start]));
+        self.events.extend(events);
+    }
+
+    /// The last occurrence of a string, in the order of the text, of those that were counted while there were others.
+    fn last(&self, is_there: impl Fn(&Start) -> bool) -> Option<Start> {
+        let order = |&(text, start): &Start| (self.begun[text][start / CHUNK], start);
+        let (mut counted, mut last) = (Vec::new(), None);
+        for &(this, theirs) in &self.events {
+            let place = counted.iter().position(|&start| Some(start) == theirs);
+            if place.is_some() && counted.len() == 1 {
+                (counted, last) = (Vec::new(), None); // nobody else had it: it is forgotten
+            } else if let Some(place) = place {
+                counted.swap_remove(place);
+            }
+            if is_there(&this) {
+                counted.push(this);
+                last = last.into_iter().chain([this]).max_by_key(order);
+            }
+        }
+        last
     }
 
     /// Checks what is said to have followed the most recent occurrence of a string, of which nothing is asked that is in
@@ -217,7 +265,7 @@ impl Model {
         let remembered = match counted[..] {
             [] => None,
             [only] => Some(only),
-            _ => self.order.iter().rfind(|start| is_there(start)).copied(),
+            _ => self.last(is_there),
         };
         let expected = remembered.and_then(follower);
         if counted.len() < 2 || expected.is_some() {

@@ -5,7 +5,7 @@ use std::{cell::RefCell, rc::Rc};
 use das_tree::HistoryOptions;
 
 use crate::{
-    model::{Model, Row},
+    model::{CHUNK, Model, Row},
     world::shared,
 };
 
@@ -134,14 +134,12 @@ impl Problem {
         }
         self.rollouts.retain(|rollout| rollout.stays(next, window));
         self.base = next;
-        let tree = self.empty_tree();
-        for at in 0..self.rollouts.len() {
-            if !self.rollouts[at].running {
-                self.rollouts[at].counted = self.rollouts[at].weight;
-                self.put_in(&tree, at);
-            }
+        let ended = (0..self.rollouts.len()).filter(|&at| !self.rollouts[at].running);
+        let ended: Vec<usize> = ended.collect();
+        for &at in &ended {
+            self.rollouts[at].counted = self.rollouts[at].weight;
         }
-        self.tree = tree;
+        self.rebuild(&ended, false);
         if self.rollouts.is_empty() {
             *self = Self::new(self.options, self.knows);
         }
@@ -160,27 +158,45 @@ impl Problem {
         self.rollouts
             .iter_mut()
             .for_each(|rollout| rollout.running = false);
-        let fresh = self.empty_tree();
-        for at in 0..self.rollouts.len() {
-            if self.rollouts[at].is_in(&tree) {
-                self.put_in(&fresh, at);
-            }
-        }
-        self.tree = fresh;
-        if self.rollouts.is_empty() {
-            *self = Self::new(self.options, self.knows);
-        }
+        let here = (0..self.rollouts.len()).filter(|&at| self.rollouts[at].is_in(&tree));
+        let here: Vec<usize> = here.collect();
+        self.rebuild(&here, true);
     }
 
-    /// Puts a rollout into another tree, closed.
-    fn put_in(&mut self, tree: &Tree, at: usize) {
-        let counts = self.counts(self.rollouts[at].visit, self.rollouts[at].counted);
-        let (tokens, rows) = self.rollouts[at].script();
+    /// Puts these rollouts into a new tree, closed: one after the other, or, if their chunks are to lie `as_before`, by chunks.
+    fn rebuild(&mut self, which: &[usize], as_before: bool) {
+        let tree = self.empty_tree();
+        let mut chunks: Vec<(usize, usize)> = Vec::new();
+        for &at in which {
+            let begun = self.rollouts[at].chunks();
+            chunks.extend(begun.into_iter().map(|begun| (begun, at)));
+        }
+        if as_before {
+            chunks.sort_unstable();
+        }
         let mut model = tree.borrow_mut();
-        let text = model.open(&[], counts);
-        model.append_kept(text, &tokens, &rows);
-        model.close(text);
-        self.rollouts[at].place = Place::In(Rc::clone(tree), text);
+        let mut fresh = vec![None; self.rollouts.len()];
+        for (_, at) in chunks {
+            let rollout = &self.rollouts[at];
+            let (tokens, rows) = rollout.script();
+            // The start marker is in the first chunk.
+            let (text, from) = fresh[at].unwrap_or_else(|| {
+                let counts = self.counts(rollout.visit, rollout.counted);
+                (model.open(&[], counts), 0)
+            });
+            let until = tokens.len().min((from + 1) / CHUNK * CHUNK + CHUNK - 1);
+            let rows = rows.get(from..until).unwrap_or_default();
+            model.append_kept(text, &tokens[from..until], rows);
+            fresh[at] = Some((text, until));
+        }
+        for (rollout, fresh) in self.rollouts.iter_mut().zip(fresh) {
+            if let Some((text, _)) = fresh {
+                model.close(text);
+                rollout.place = Place::In(Rc::clone(&tree), text);
+            }
+        }
+        drop(model);
+        self.tree = tree;
     }
 
     /// A tree for what stays.
@@ -210,6 +226,17 @@ impl Rollout {
 
     fn is_in(&self, tree: &Tree) -> bool {
         matches!(&self.place, Place::In(own, _) if Rc::ptr_eq(own, tree))
+    }
+
+    /// When each chunk of its text that has tokens, or the start marker, was begun, as far as they are in a tree.
+    fn chunks(&self) -> Vec<usize> {
+        let chunks = (self.script().0.len() + 1).div_ceil(CHUNK);
+        match &self.place {
+            Place::Apart(..) => vec![0; chunks],
+            Place::In(tree, text) => (0..chunks)
+                .map(|chunk| tree.borrow().begun(*text, chunk))
+                .collect(),
+        }
     }
 
     fn script(&self) -> (Vec<u32>, Vec<Row>) {

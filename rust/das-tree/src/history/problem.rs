@@ -6,7 +6,7 @@
 use crate::{
     history::{
         HistoryOptions,
-        rebuild::{Rebuild, Source, SourceText},
+        rebuild::{Material, Rebuild, Source, SourceText},
         script::Script,
     },
     id::SeqId,
@@ -115,6 +115,8 @@ pub(crate) struct SavedProblem {
     pub(crate) base: u64,
     pub(crate) last_used: u64,
     pub(crate) rollouts: Vec<SavedRollout>,
+    /// From a file: which of the rollouts in the tree each chunk of its text is of, unless one came after the other.
+    pub(crate) order: Vec<u32>,
 }
 
 /// A rollout on its way to or from a file.
@@ -193,8 +195,10 @@ impl Problem {
             }
             problem.rollouts.push(rollout);
         }
-        let tokens: usize = sources.iter().map(|source| source.text.len()).sum();
-        problem.replace(options, ledger, sources, bound(tokens));
+        let order = saved.order;
+        let material = Material { sources, order };
+        let reserved = bound(material.tokens());
+        problem.replace(options, ledger, material, reserved);
         problem
     }
 
@@ -347,13 +351,15 @@ impl Problem {
             old.meter.set_aside(true);
         }
         (self.epoch, self.base) = (self.epoch + 1, next);
-        let tokens: usize = sources.iter().map(|source| source.text.len()).sum();
+        let order = Vec::new();
+        let material = Material { sources, order };
+        let tokens = material.tokens();
         let reserved = if scripts == 0 {
             bound(tokens).min(old.memory_usage()) // there is less in it than in the old one
         } else {
             bound(tokens)
         };
-        self.replace(options, ledger, sources, reserved);
+        self.replace(options, ledger, material, reserved);
         Some(Turn {
             expired,
             old,
@@ -366,19 +372,19 @@ impl Problem {
         &mut self,
         options: &HistoryOptions,
         ledger: &Arc<Ledger>,
-        sources: Vec<Source>,
+        material: Material,
         reserved: usize,
     ) {
         // Until the next visit begins, weights are those the last one saw.
         let unit = self.increment_of(options.decay, self.visits);
-        if sources.is_empty() {
+        if material.sources.is_empty() {
             let tree = Tree::in_history(options.max_depth, unit, ledger, self.lore.clone());
             tree.meter.set_aside(false);
             self.standing = Standing::Ready(tree);
             return;
         }
         let lore = self.lore.clone();
-        let rebuild = Rebuild::new(options.max_depth, unit, ledger, lore, sources, reserved);
+        let rebuild = Rebuild::new(options.max_depth, unit, ledger, lore, material, reserved);
         self.standing = Standing::Due(Arc::new(rebuild));
     }
 
@@ -420,6 +426,7 @@ impl Problem {
             base: self.base,
             last_used: self.last_used,
             rollouts: self.rollouts.iter().filter_map(saved).collect(),
+            order: Vec::new(),
         }
     }
 }

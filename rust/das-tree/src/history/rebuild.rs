@@ -15,13 +15,22 @@ pub(crate) struct Rebuild {
     unit: u64,
     ledger: Arc<Ledger>,
     lore: Lore,
-    /// What goes into it, in order; given up as soon as it is made.
-    sources: Mutex<Vec<Source>>,
+    /// What goes into it; given up as soon as it is made.
+    material: Mutex<Material>,
     tree: Deferred<Arc<Tree>>,
     /// Output tokens it has.
     pub(crate) tokens: usize,
     /// Bytes set aside for it until it is put to use.
     pub(crate) reserved: usize,
+}
+
+/// The texts of a tree.
+#[derive(Debug, Default)]
+pub(crate) struct Material {
+    /// In the order in which they began.
+    pub(crate) sources: Vec<Source>,
+    /// If they grew side by side: which of them each chunk of the tree's text is of. If not, one comes after the other.
+    pub(crate) order: Vec<u32>,
 }
 
 /// A closed rollout and what each of its occurrences is to count.
@@ -36,6 +45,13 @@ pub(crate) struct Source {
 pub(crate) enum SourceText {
     Tree(Arc<Tree>, SeqId),
     Script(Arc<Script>),
+}
+
+impl Material {
+    /// Number of tokens.
+    pub(crate) fn tokens(&self) -> usize {
+        self.sources.iter().map(|source| source.text.len()).sum()
+    }
 }
 
 impl SourceText {
@@ -62,16 +78,16 @@ impl Rebuild {
         unit: u64,
         ledger: &Arc<Ledger>,
         lore: Lore,
-        sources: Vec<Source>,
+        material: Material,
         reserved: usize,
     ) -> Self {
-        let tokens = sources.iter().map(|source| source.text.len()).sum();
+        let tokens = material.tokens();
         Self {
             max_depth,
             unit,
             ledger: Arc::clone(ledger),
             lore,
-            sources: Mutex::new(sources),
+            material: Mutex::new(material),
             tree: Deferred::new(),
             tokens,
             reserved,
@@ -90,8 +106,15 @@ impl Rebuild {
 
     fn build(&self) -> Arc<Tree> {
         let tree = Tree::in_history(self.max_depth, self.unit, &self.ledger, self.lore.clone());
-        for source in std::mem::take(&mut *lock(&self.sources)) {
-            tree.add_script(&source.text.script(), source.weight);
+        let Material { sources, order } = std::mem::take(&mut *lock(&self.material));
+        if order.is_empty() {
+            for source in sources {
+                tree.add_script(&source.text.script(), source.weight);
+            }
+        } else {
+            let script = |source: &Source| (source.text.script(), source.weight);
+            let scripts: Vec<_> = sources.iter().map(script).collect();
+            tree.add_side_by_side(&scripts, &order);
         }
         tree
     }

@@ -3,6 +3,8 @@
 use crate::{
     id::{SeqId, Token},
     known::Distribution,
+    sync::Arc,
+    text::CHUNK,
     tree::Tree,
 };
 
@@ -90,6 +92,17 @@ impl Script {
     }
 }
 
+/// Chunks that so many tokens take, after the start marker.
+pub(crate) fn chunks(tokens: usize) -> usize {
+    (tokens + 1).div_ceil(CHUNK as usize)
+}
+
+/// How many tokens there are to the end of the chunk that the one of this number is in.
+fn chunk_end(token: usize) -> usize {
+    let chunk = CHUNK as usize;
+    (token + 1) / chunk * chunk + chunk - 1
+}
+
 impl Tree {
     /// The text of a record, markers left out.
     pub(crate) fn script(&self, id: SeqId) -> Script {
@@ -113,5 +126,32 @@ impl Tree {
         self.append_text(id, script.tokens(), script.known())
             .expect("as above");
         self.close_record(id);
+    }
+
+    /// Adds closed records with these texts and what each occurrence in them counts. `order` names the one each chunk of the text
+    /// is of, the first of each in their own order; end markers may have one more.
+    pub(crate) fn add_side_by_side(&self, scripts: &[(Arc<Script>, u64)], order: &[u32]) {
+        let mut known: Vec<_> = scripts.iter().map(|(script, _)| script.known()).collect();
+        let mut growing: Vec<Option<(SeqId, usize)>> = vec![None; scripts.len()];
+        for at in order.iter().map(|&at| at as usize) {
+            let (script, weight) = &scripts[at];
+            let open = || self.open_record(*weight).expect("as above");
+            let (id, from) = growing[at].unwrap_or_else(|| (open(), 0));
+            let until = script.len().min(chunk_end(from));
+            let known = known[at].as_mut().map(|known| known.take(until - from));
+            self.append_text(id, &script.tokens()[from..until], known)
+                .expect("as above");
+            if until == script.len() {
+                self.close_record(id);
+            }
+            growing[at] = Some((id, until));
+        }
+    }
+
+    /// The chunks that hold the first tokens, so many, of a record.
+    pub(crate) fn chunks_of(&self, id: SeqId, tokens: usize) -> impl Iterator<Item = u32> {
+        let first = self.text.record(id).first_chunk();
+        let next = move |&chunk: &u32| Some(self.text.next_chunk(chunk));
+        std::iter::successors(Some(first), next).take(chunks(tokens))
     }
 }

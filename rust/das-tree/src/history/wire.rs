@@ -23,6 +23,11 @@ impl<W: Write> Output<W> {
         self.writer
     }
 
+    /// Hands on what has been written so far.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.crc.add(bytes);
         self.writer.write_all(bytes)

@@ -294,7 +294,7 @@ fn what_is_old_fades_alike() {
     });
     let piece = |turn: usize| {
         let token = |at: usize| match at {
-            2 if turn % 31 == 0 => 2,
+            2 if turn.is_multiple_of(31) => 2,
             0 if turn >= USUAL => turn as u32,
             _ => 1,
         };

@@ -4,7 +4,10 @@ use std::{cell::RefCell, rc::Rc};
 
 use das_tree::HistoryOptions;
 
-use crate::{learned::Row, texts::Texts};
+use crate::{
+    learned::Row,
+    texts::{CHUNK, Texts},
+};
 
 /// What an occurrence of weight 1 counts in the visit a tree is made for, and what it may count at most.
 const BASE: u64 = 1 << 24;
@@ -110,7 +113,10 @@ impl Problem {
         let all = self.rollouts.iter_mut();
         all.filter(|rollout| !rollout.running)
             .for_each(|rollout| rollout.counted = rollout.weight);
-        self.rebuild(|_| true);
+        self.rebuild(|_| true, false);
+        if self.rollouts.is_empty() {
+            *self = Self::new(self.options);
+        }
     }
 
     /// What is left after saving and loading: rollouts that ran have ended.
@@ -118,32 +124,46 @@ impl Problem {
         let running = self.rollouts.iter().filter(|rollout| rollout.running);
         let running: Vec<u64> = running.map(|rollout| rollout.name).collect();
         running.iter().for_each(|&name| self.close(name, None));
-        self.rebuild(|rollout| matches!(rollout.place, Place::In(..)));
+        self.rebuild(|rollout| matches!(rollout.place, Place::In(..)), true);
     }
 
-    /// Puts the rollouts that have ended, of these, into a new tree.
-    fn rebuild(&mut self, which: impl Fn(&Rollout) -> bool) {
+    /// Puts the rollouts that have ended, of these, into a new tree: one after the other, or, if their chunks are to lie `as_before`,
+    /// by chunks.
+    fn rebuild(&mut self, which: impl Fn(&Rollout) -> bool, as_before: bool) {
         let unit = self.counts(self.visit, 1.0);
         let tree = Rc::new(RefCell::new(Texts::new(self.options.max_depth, unit)));
-        for at in 0..self.rollouts.len() {
-            let rollout = &self.rollouts[at];
-            if rollout.running || !which(rollout) {
-                continue;
+        let mut chunks = Vec::new();
+        for (at, rollout) in self.rollouts.iter().enumerate() {
+            if !rollout.running && which(rollout) {
+                let begun = rollout.chunks();
+                chunks.extend(begun.into_iter().map(|begun| (begun, at)));
             }
-            let (script, counts) = (
-                rollout.script(),
-                self.counts(rollout.visit, rollout.counted),
-            );
-            let mut texts = tree.borrow_mut();
-            let text = texts.open(&[], counts);
-            texts.append(text, &script);
-            texts.close(text);
-            self.rollouts[at].place = Place::In(Rc::clone(&tree), text);
+        }
+        if as_before {
+            chunks.sort_unstable();
+        }
+        let mut texts = tree.borrow_mut();
+        let mut fresh = vec![None; self.rollouts.len()];
+        for (_, at) in chunks {
+            let rollout = &self.rollouts[at];
+            let script = rollout.script();
+            let (text, from) = fresh[at].unwrap_or_else(|| {
+                let counts = self.counts(rollout.visit, rollout.counted);
+                (texts.open(&[], counts), 0)
+            });
+            // The start marker is in the first chunk.
+            let until = script.len().min((from + 1) / CHUNK * CHUNK + CHUNK - 1);
+            texts.append(text, &script[from..until]);
+            fresh[at] = Some((text, until));
+        }
+        drop(texts);
+        for (rollout, fresh) in self.rollouts.iter_mut().zip(fresh) {
+            if let Some((text, _)) = fresh {
+                tree.borrow_mut().close(text);
+                rollout.place = Place::In(Rc::clone(&tree), text);
+            }
         }
         self.tree = tree;
-        if self.rollouts.is_empty() {
-            *self = Self::new(self.options);
-        }
     }
 
     /// What an occurrence in a rollout of a visit counts: `decay` times as much with every visit before the tree's own, and as
@@ -163,6 +183,18 @@ impl Rollout {
 
     fn is_in(&self, tree: &Tree) -> bool {
         matches!(&self.place, Place::In(own, _) if Rc::ptr_eq(own, tree))
+    }
+
+    /// When each chunk of its text that has tokens, or the start marker, was begun, as far as they are in a tree.
+    fn chunks(&self) -> Vec<usize> {
+        let chunks = (self.script().len() + 1).div_ceil(CHUNK);
+        match &self.place {
+            Place::Apart(_) => vec![0; chunks],
+            Place::In(tree, text) => {
+                let begun = |chunk| tree.borrow().begun(*text, chunk);
+                (0..chunks).map(begun).collect()
+            }
+        }
     }
 
     fn script(&self) -> Vec<(u32, Row)> {

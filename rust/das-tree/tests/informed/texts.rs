@@ -1,6 +1,9 @@
 //! A problem's texts with the distributions beside their tokens, and which occurrence of a string is remembered.
 
-use std::collections::BTreeMap;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use crate::{
     learned::Row,
@@ -37,7 +40,10 @@ pub struct Texts {
     pub knows: bool,
 }
 
-/// The counted occurrences of a string, the one it was first counted for when it had a second, and the one counted last.
+/// Symbols of a chunk.
+pub const CHUNK: usize = 64;
+
+/// The counted occurrences of a string, and of all that were counted since there is a place that remembers, the first and the last.
 #[derive(Default)]
 struct Memory {
     counted: Vec<Start>,
@@ -145,69 +151,61 @@ impl Texts {
     }
 
     fn memory(&self, string: &[u32]) -> Memory {
-        let weight = |start: Start| self.oracle.texts[start.0].weight;
         let mut memory = Memory::default();
         for &event in &self.events {
             let (Event::Counted(this) | Event::InPlaceOf(_, this)) = event;
-            if let Event::InPlaceOf(theirs, _) = event {
-                if let Some(place) = memory.counted.iter().position(|&start| start == theirs) {
-                    if !self.has(this, string) {
-                        // It was counted when it was shorter than the string, and is no more.
-                        memory = Memory::default();
-                        continue;
-                    }
-                    memory.counted[place] = this;
-                    if memory.counted.len() > 1 && weight(theirs) != weight(this) {
-                        memory.last = Some(this);
-                    }
+            if let Event::InPlaceOf(theirs, _) = event
+                && let Some(place) = memory.counted.iter().position(|&start| start == theirs)
+            {
+                if !self.has(this, string) {
+                    // It was counted when it was shorter than the string, and is no more.
+                    memory = Memory::default();
                     continue;
                 }
+                memory.counted[place] = this;
+                if memory.counted.len() == 1 {
+                    (memory.first, memory.last) = (None, None);
+                }
+                self.remember(&mut memory, this);
+                continue;
             }
             if self.has(this, string) {
-                if memory.counted.len() == 1 {
-                    memory.first = Some(memory.counted[0]);
-                }
                 memory.counted.push(this);
-                memory.last = Some(this);
+                self.remember(&mut memory, this);
             }
         }
         memory
     }
 
-    /// The one occurrence, or the one counted last.
-    fn remembered(&self, string: &[u32]) -> Option<Start> {
-        let memory = self.memory(string);
-        match memory.counted[..] {
-            [only] => Some(only),
-            _ => memory.last,
-        }
+    fn remember(&self, memory: &mut Memory, this: Start) {
+        let order = |&start: &Start| self.order(start);
+        memory.first = memory.first.into_iter().chain([this]).min_by_key(order);
+        memory.last = memory.last.into_iter().chain([this]).max_by_key(order);
     }
 
-    /// What has followed a string, in the order in which it did first.
+    /// What has followed a string.
     fn followers(&self, string: &[u32]) -> Vec<u32> {
-        let mut first: BTreeMap<u32, usize> = BTreeMap::new();
-        for (text, times) in self.times.iter().enumerate() {
-            let symbols = self.symbols(text);
-            for start in 0..symbols.len().saturating_sub(string.len()) {
-                if symbols[start..].starts_with(string) {
-                    let at = start + string.len();
-                    let time = first.entry(symbols[at]).or_insert(usize::MAX);
-                    *time = times[at].min(*time);
-                }
-            }
+        let mut followers = BTreeSet::new();
+        for text in 0..self.times.len() {
+            let windows = self.symbols(text).windows(string.len() + 1);
+            let grown = windows.filter(|window| window.starts_with(string));
+            followers.extend(grown.filter_map(|window| window.last()));
         }
-        let mut followers: Vec<u32> = first.keys().copied().collect();
-        followers.sort_by_key(|token| first[token]);
-        followers
+        followers.into_iter().collect()
     }
 
     /// Text comes in chunks of 64 symbols; a chunk that was begun later comes after.
     fn order(&self, (text, start): Start) -> (usize, usize) {
-        (self.times[text][start / 64 * 64], start)
+        (self.begun(text, start / CHUNK), start)
     }
 
-    /// What followed a string in the occurrence that is remembered, and what is kept there. If that is one of the text `except`, or
-    /// nothing followed, then in another that the place remembers.
+    /// When a chunk of a text was begun.
+    pub fn begun(&self, text: usize, chunk: usize) -> usize {
+        self.times[text][chunk * CHUNK]
+    }
+
+    /// What followed a string in its last occurrence, and what is kept there. If that is one of the text `except`, or nothing
+    /// followed, then in another that the place, or one below it, remembers.
     pub fn latest(&self, string: &[u32], except: Option<usize>) -> Option<(u32, Row)> {
         let follower = |(text, start): Start| {
             let at = start + string.len();
@@ -227,7 +225,9 @@ impl Texts {
                 }
                 branching.push(only);
             }
+            let longer = |token: u32| [&branching[..], &[token]].concat();
             let mut edges = self.followers(&branching);
+            edges.sort_by_key(|&token| (Reverse(self.oracle.count(&longer(token))), token));
             edges.truncate(if branching.len() < self.oracle.max_depth {
                 EDGES
             } else {
@@ -235,7 +235,7 @@ impl Texts {
             });
             let below = edges
                 .iter()
-                .filter_map(|&token| self.remembered(&[&branching[..], &[token]].concat()));
+                .filter_map(|&token| self.memory(&longer(token)).last);
             let usable = below
                 .chain(memory.first)
                 .filter(|&start| follower(start).is_some());

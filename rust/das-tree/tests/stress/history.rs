@@ -216,7 +216,7 @@ fn run(window: usize, round: u64) {
     let options = HistoryOptions {
         window,
         max_depth: [8, 64][round as usize % 2],
-        shared: round % 2 == 0,
+        shared: round.is_multiple_of(2),
         ..HistoryOptions::default()
     };
     let name = format!("das-stress-{}-{window}-{round}", std::process::id());
