@@ -1,16 +1,22 @@
 """What all tests share."""
 
-import pytest
 from hypothesis import settings
 
 # How long an example takes depends on what else the machine does.
 settings.register_profile("no-deadline", deadline=None)
 settings.load_profile("no-deadline")
 
+OWN_SERVERS = ("tests/server/test_distribution.py", "tests/server/test_faults.py")
+"""They start servers of their own more than they use the shared ones."""
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Where tests run side by side, those of the shared servers stay together, else those of a file."""
-    for item in items:
-        group = "servers" if "servers" in item.fixturenames else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+
+def pytest_xdist_make_scheduler(config, log):
+    """Tests that share servers stay in one process, else those of a file."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "servers" if file.startswith("tests/server/") and file not in OWN_SERVERS else file
+
+    return Scheduling(config, log)

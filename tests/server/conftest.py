@@ -24,8 +24,7 @@ def pytest_collection_modifyitems(items):
 def no_server_left_behind():
     """End the servers also where the test run itself is ended.
 
-    A pytest-xdist worker whose controller is gone interrupts itself. That must be heeded, also where the controller ignores
-    interrupts.
+    A worker whose controller is gone interrupts itself: to be heeded also where the controller ignores interrupts.
     """
     if "PYTEST_XDIST_WORKER" in os.environ:
         signal.signal(signal.SIGINT, signal.default_int_handler)
