@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from sglang_das.demo import server
 from sglang_das.interrupts import interrupts_as_exceptions
 
 from .support import Client, build_model, start_server
@@ -24,10 +25,16 @@ def pytest_collection_modifyitems(items):
 def no_server_left_behind():
     """End the servers also where the test run itself is ended.
 
-    A worker whose controller is gone interrupts itself: to be heeded also where the controller ignores interrupts.
+    A worker whose controller is gone interrupts itself, and has ten seconds from then on. To be heeded also where
+    the controller ignores interrupts.
     """
+
+    def interrupt(number, frame):
+        server.STOP_PATIENCE_S = 0.5
+        raise KeyboardInterrupt
+
     if "PYTEST_XDIST_WORKER" in os.environ:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, interrupt)
     with interrupts_as_exceptions():
         yield
 
