@@ -9,7 +9,7 @@ export RUSTC_BOOTSTRAP=1
 export TSAN_OPTIONS="suppressions=$PWD/rust/scripts/tsan-suppressions.txt"
 host=$(rustc -vV | sed -n 's/^host: //p')
 
-# The tests of a crate, under one of the two. `--cfg tsan` has das-tree bring the orderings of `OnceLock` along.
+# The tests of a crate, under one of the two. `--cfg tsan` has das-tree bring along the orderings of the locks it uses.
 run() {
     local sanitizer=$1
     shift
@@ -20,7 +20,7 @@ run() {
 
 # What das-cpu's threads do to each other goes through a condition variable of the standard library: nothing for the first.
 for sanitizer in ${*:-thread address}; do
-    run "$sanitizer" -p das-tree --lib --test stress
+    run "$sanitizer" -p das-tree --lib --test stress --test batch
     if [ "$sanitizer" = address ]; then
         run "$sanitizer" -p das-cpu --lib --tests
     fi

@@ -33,14 +33,18 @@ pub(crate) use {
     std::sync::{Arc, Weak},
 };
 
-/// For the helpers of a batch, which share no tree but by its own means: never modelled.
+/// For the helpers of a batch, which share no tree but by its own means: never modelled, but seen by ThreadSanitizer.
 pub(crate) mod unmodelled {
+    #[cfg(tsan)]
+    pub(crate) use super::seen::{Condvar, Mutex, MutexGuard, OnceLock};
     pub(crate) use std::sync::{
-        Arc, Condvar, Mutex, OnceLock,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     };
+    #[cfg(not(tsan))]
+    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
 
-    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -158,9 +162,10 @@ mod seen {
     use std::{
         ops::{Deref, DerefMut},
         sync::{
-            LockResult, PoisonError,
+            LockResult, PoisonError, WaitTimeoutResult,
             atomic::{AtomicBool, Ordering},
         },
+        time::Duration,
     };
 
     /// `std::sync::Mutex` as ThreadSanitizer must see it: who locks it reads, with Acquire, what the last one wrote with Release
@@ -172,7 +177,8 @@ mod seen {
     }
 
     pub(crate) struct MutexGuard<'a, T> {
-        guard: std::sync::MutexGuard<'a, T>,
+        /// There until the guard is dropped or waits.
+        guard: Option<std::sync::MutexGuard<'a, T>>,
         handed_on: &'a AtomicBool,
     }
 
@@ -186,15 +192,32 @@ mod seen {
 
         pub(crate) fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
             let guard = self.mutex.lock().unwrap_or_else(PoisonError::into_inner);
-            let handed_on = &self.handed_on;
+            Ok(MutexGuard::new(guard, &self.handed_on))
+        }
+    }
+
+    impl<'a, T> MutexGuard<'a, T> {
+        fn new(guard: std::sync::MutexGuard<'a, T>, handed_on: &'a AtomicBool) -> Self {
             handed_on.load(Ordering::Acquire);
-            Ok(MutexGuard { guard, handed_on })
+            let guard = Some(guard);
+            Self { guard, handed_on }
+        }
+
+        /// As if unlocked, for who waits.
+        fn hand_on(mut self) -> (std::sync::MutexGuard<'a, T>, &'a AtomicBool) {
+            self.handed_on.store(true, Ordering::Release);
+            (
+                self.guard.take().expect("it is not dropped"),
+                self.handed_on,
+            )
         }
     }
 
     impl<T> Drop for MutexGuard<'_, T> {
         fn drop(&mut self) {
-            self.handed_on.store(true, Ordering::Release);
+            if self.guard.is_some() {
+                self.handed_on.store(true, Ordering::Release);
+            }
         }
     }
 
@@ -202,13 +225,76 @@ mod seen {
         type Target = T;
 
         fn deref(&self) -> &T {
-            &self.guard
+            self.guard.as_ref().expect("it is not dropped")
         }
     }
 
     impl<T> DerefMut for MutexGuard<'_, T> {
         fn deref_mut(&mut self) -> &mut T {
-            &mut self.guard
+            self.guard.as_mut().expect("it is not dropped")
+        }
+    }
+
+    /// `std::sync::Condvar` for it: who waits unlocks, and locks again.
+    #[derive(Debug)]
+    pub(crate) struct Condvar(std::sync::Condvar);
+
+    impl Condvar {
+        pub(crate) fn new() -> Self {
+            Self(std::sync::Condvar::new())
+        }
+
+        pub(crate) fn notify_one(&self) {
+            self.0.notify_one();
+        }
+
+        pub(crate) fn notify_all(&self) {
+            self.0.notify_all();
+        }
+
+        pub(crate) fn wait<'a, T>(
+            &self,
+            guard: MutexGuard<'a, T>,
+        ) -> LockResult<MutexGuard<'a, T>> {
+            let (guard, handed_on) = guard.hand_on();
+            let guard = self.0.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            Ok(MutexGuard::new(guard, handed_on))
+        }
+
+        pub(crate) fn wait_timeout<'a, T>(
+            &self,
+            guard: MutexGuard<'a, T>,
+            patience: Duration,
+        ) -> LockResult<(MutexGuard<'a, T>, WaitTimeoutResult)> {
+            let (guard, handed_on) = guard.hand_on();
+            let waited = self.0.wait_timeout(guard, patience);
+            let (guard, result) = waited.unwrap_or_else(PoisonError::into_inner);
+            Ok((MutexGuard::new(guard, handed_on), result))
+        }
+    }
+
+    /// `std::sync::OnceLock` for a static, as the one above.
+    pub(crate) struct OnceLock<T> {
+        ready: AtomicBool,
+        cell: std::sync::OnceLock<T>,
+    }
+
+    impl<T> OnceLock<T> {
+        pub(crate) const fn new() -> Self {
+            Self {
+                ready: AtomicBool::new(false),
+                cell: std::sync::OnceLock::new(),
+            }
+        }
+
+        pub(crate) fn get_or_init(&self, make: impl FnOnce() -> T) -> &T {
+            self.cell.get_or_init(|| {
+                let value = make();
+                self.ready.store(true, Ordering::Release); // whoever finds it waits for the cell
+                value
+            });
+            self.ready.load(Ordering::Acquire);
+            self.cell.get().expect("it was made")
         }
     }
 }
