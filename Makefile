@@ -42,7 +42,7 @@ test-rust: .venv/.installed
 	cargo test --workspace --exclude das-py
 
 test-python: env
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 2 --dist loadscope $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest $(ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check

@@ -2,11 +2,9 @@
 
 import contextlib
 import os
-import signal
 from pathlib import Path
 
 import pytest
-from sglang_das.demo import server
 from sglang_das.interrupts import interrupts_as_exceptions
 
 from .support import Client, build_model, start_server
@@ -23,18 +21,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def no_server_left_behind():
-    """End the servers also where the test run itself is ended.
-
-    A worker whose controller is gone interrupts itself, and has ten seconds from then on. To be heeded also where
-    the controller ignores interrupts.
-    """
-
-    def interrupt(number, frame):
-        server.STOP_PATIENCE_S = 0.5
-        raise KeyboardInterrupt
-
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        signal.signal(signal.SIGINT, interrupt)
+    """End the servers also where the test run itself is ended."""
     with interrupts_as_exceptions():
         yield
 
