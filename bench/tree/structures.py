@@ -69,17 +69,21 @@ class Das:
     def _sequence(self, problem: int) -> Any:
         return self._tree.sequence()
 
+    def _known(self, tokens: Tokens) -> tuple[Any, Any]:
+        """Ids and probabilities of what the target knew of each of them, both [tokens, k], or nothing."""
+        return None, None
+
     def store(self, number: int, problem: int, tokens: Tokens) -> None:
         sequence = self._sequence(problem)
-        sequence.append(tokens)
+        sequence.append(tokens, *self._known(tokens))
         sequence.close()
 
     def open(self, number: int, problem: int, tokens: Tokens) -> None:
         self._live.append(self._sequence(problem))
-        self._live[number].append(tokens)
+        self.append(number, tokens)
 
     def append(self, number: int, tokens: Tokens) -> None:
-        self._live[number].append(tokens)
+        self._live[number].append(tokens, *self._known(tokens))
 
     def draft(self, number: int) -> object:
         return self._live[number].draft(DRAFT)
@@ -90,7 +94,8 @@ class Das:
     def step(self, count: int, tokens: Tokens) -> object:
         offsets = np.arange(0, tokens.size + 1, tokens.shape[1], dtype=np.int32)
         widths, floors = np.full(count, DRAFT, dtype=np.int32), np.zeros(count, dtype=np.float32)
-        return self._step(self._live[:count], tokens.ravel(), offsets, widths, floors, DRAFT)
+        live, (ids, shares) = self._live[:count], self._known(tokens)
+        return self._step(live, tokens.ravel(), offsets, widths, floors, DRAFT, ids=ids, probabilities=shares)
 
     def memory_usage(self) -> int | None:
         return self._tree.memory_usage()
@@ -118,24 +123,9 @@ class DasKnown(DasHistory):
     OTHERS = np.arange(8, dtype=np.int32)
     SHARES = np.array([128, 48, 24, 16, 12, 8, 6, 4], dtype=np.uint8)
 
-    def _known(self, tokens: Tokens) -> tuple[Tokens, Any]:
-        """Ids and probabilities, both [tokens, 8]."""
+    def _known(self, tokens: Tokens) -> tuple[Any, Any]:
         ids = tokens.ravel()[:, None] + self.OTHERS
         return ids, np.tile(self.SHARES, (len(ids), 1))
-
-    def store(self, number: int, problem: int, tokens: Tokens) -> None:
-        sequence = self._sequence(problem)
-        sequence.append(tokens, *self._known(tokens))
-        sequence.close()
-
-    def append(self, number: int, tokens: Tokens) -> None:
-        self._live[number].append(tokens, *self._known(tokens))
-
-    def step(self, count: int, tokens: Tokens) -> object:
-        offsets = np.arange(0, tokens.size + 1, tokens.shape[1], dtype=np.int32)
-        widths, floors = np.full(count, DRAFT, dtype=np.int32), np.zeros(count, dtype=np.float32)
-        live, (ids, shares) = self._live[:count], self._known(tokens)
-        return self._step(live, tokens.ravel(), offsets, widths, floors, DRAFT, ids=ids, probabilities=shares)
 
 
 class Arctic:
