@@ -49,6 +49,10 @@ class Engine:
             self.policy.close(row, tokens, finished=True)
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # a whole batch connects at once; five wait by default and the others are reset
+
+
 @pytest.fixture
 def serve():
     servers = []
@@ -71,7 +75,7 @@ def serve():
             def log_message(self, *_):
                 pass
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server = Server(("127.0.0.1", 0), Handler)
         servers.append(server)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return f"http://127.0.0.1:{server.server_port}"
