@@ -65,6 +65,7 @@ def faulty_server(model):
 
     def start(fault, log, *, model=model):
         path = os.pathsep.join(filter(None, [str(FAULTS), os.environ.get("PYTHONPATH")]))
-        return start_server("das", model, log, environment={"DAS_TEST_FAULT": str(fault), "PYTHONPATH": path})
+        environment = {"DAS_TEST_FAULT": str(fault), "PYTHONPATH": path}
+        return start_server("das", model, log, environment=environment, forked=False)
 
     return start

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from sglang_das.demo.server import Server, detect_engine, free_ports, server_command
+from sglang_das.demo.server import Server, detect_engine, free_ports, launch, server_command
+
+from .warm import warm_process
 
 EOS = 1
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ {}[]:,.-+\"'"
@@ -142,10 +144,10 @@ ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def start_server(kind, model, log, *, dtype="float32", environment=None, options=(), slots=8):
+def start_server(kind, model, log, *, dtype="float32", environment=None, options=(), slots=8, forked=True):
     """Run a server of `kind`, `plain` or `das` with a variant of OPTIONS, for the block; yields its client.
 
-    Plain servers run synchronously, as those with DAS do.
+    Plain servers run synchronously, as those with DAS do. One that is not `forked` starts as a user's does.
     """
     engine = detect_engine(threads=1)
     (port,) = free_ports(1)
@@ -153,7 +155,9 @@ def start_server(kind, model, log, *, dtype="float32", environment=None, options
     command = server_command(arm, model, engine, slots=slots, max_total_tokens=32768, port=port)
     command[command.index("--dtype") + 1] = dtype
     command += ["--disable-overlap-schedule", *OPTIONS[variant], *options]
-    with Server(kind, command, port, log, {**engine.environment, **ENVIRONMENT, **(environment or {})}) as server:
+    started = warm_process(tuple({**engine.environment, **ENVIRONMENT}.items())).start if forked else launch
+    environment = {**engine.environment, **ENVIRONMENT, **(environment or {})}
+    with Server(kind, command, port, log, environment, started) as server:
         server.wait_ready()
         yield Client(server.url, log)
 

@@ -12,10 +12,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import IO, Protocol, Self
 
 import psutil
 
@@ -102,15 +102,50 @@ def _lowest_outgoing_port() -> int:
         return 32768  # Linux's default
 
 
+class Process(Protocol):
+    """What is asked of a server's process; it leads a process group. As `subprocess.Popen`."""
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+
+    def poll(self) -> int | None:
+        """The exit status, None while it runs."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def wait(self) -> int:
+        """The exit status, once it has ended."""
+
+
+def launch(command: Sequence[str], environment: Mapping[str, str], log: IO[bytes]) -> Process:
+    """Start `command` in a process group of its own: Ctrl-C reaches us alone, and we end all of it."""
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
 class Server:
     """A server process with its children, listening on 127.0.0.1.
 
     Entering starts it, `wait_ready` waits until it answers, leaving ends the whole process group. Its output goes to
-    `log`.
+    `log`; `launch` starts it.
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], port: int, log: Path, environment: dict[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        launch: Callable[[Sequence[str], Mapping[str, str], IO[bytes]], Process] = launch,
     ):
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
@@ -118,20 +153,14 @@ class Server:
         self._command = list(command)
         # What SGLang compiles when it is first used, it compiles with tools that lie beside this Python.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        self._environment = os.environ | {"HF_HUB_OFFLINE": "1", "PATH": path} | (environment or {})
-        self._process: subprocess.Popen[bytes] | None = None
+        self._environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PATH": path, **(environment or {})}
+        self._launch = launch
+        self._process: Process | None = None
 
     def __enter__(self) -> Self:
         # An interrupt between the start and the note of it would leave a process that nobody ends.
         with uninterrupted(), self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a group of its own: Ctrl-C reaches us alone, and we end all of it
-            )
+            self._process = self._launch(self._command, self._environment, log)
         return self
 
     def __exit__(self, *_: object) -> None:
