@@ -41,8 +41,9 @@ test: env lint test-rust test-python
 test-rust: .venv/.installed
 	cargo test --workspace --exclude das-py
 
+# Two files at a time; a file's tests share their servers. ARGS="-n 0" runs them in one process.
 test-python: env
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.installed
 	$(BIN)/ruff check

@@ -1,7 +1,7 @@
 """Real SGLang servers on small random models, started once per session and kind."""
 
-import contextlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,19 +44,22 @@ def servers(model, tmp_path_factory):
 
     In bfloat16 they run without a tokenizer, as the training frameworks that send token ids start them.
     """
-    with contextlib.ExitStack() as stack:
-        running: dict[tuple[str, str], Client] = {}
+    running: dict[tuple[str, str], Client] = {}
+    starts = []
 
-        def get(kind, dtype="float32"):
-            if dtype == "bfloat16":
-                kind += "-ids"
-            if (kind, dtype) not in running:
-                log = tmp_path_factory.mktemp("logs") / f"{kind}-{dtype}.log"
-                slots = 16 if kind.endswith("-tight") else 8
-                running[kind, dtype] = stack.enter_context(start_server(kind, model, log, dtype=dtype, slots=slots))
-            return running[kind, dtype]
+    def get(kind, dtype="float32"):
+        if dtype == "bfloat16":
+            kind += "-ids"
+        if (kind, dtype) not in running:
+            log = tmp_path_factory.mktemp("logs") / f"{kind}-{dtype}.log"
+            slots = 16 if kind.endswith("-tight") else 8
+            starts.append(start_server(kind, model, log, dtype=dtype, slots=slots))
+            running[kind, dtype] = starts[-1].__enter__()
+        return running[kind, dtype]
 
-        yield get
+    yield get
+    with ThreadPoolExecutor(8) as pool:  # each takes seconds to end
+        list(pool.map(lambda start: start.__exit__(None, None, None), starts))
 
 
 @pytest.fixture(scope="session")

@@ -19,12 +19,15 @@ def long_requests(count, seed, *, tokens=300, **options):
     ]
 
 
-def while_running(client, requests, act):
-    """Sends the requests, acts once some run, and returns their answers."""
+def while_running(client, requests, act, *, waiting=0):
+    """Sends the requests, acts once some run and so many wait for a place, and returns their answers."""
     with ThreadPoolExecutor(1) as sender:
         answers = sender.submit(client.generate, requests)
         deadline = time.monotonic() + 60
-        while client.get("/v1/loads?include=all")["loads"][0]["num_running_reqs"] < min(2, len(requests)):
+        while True:
+            load = client.get("/v1/loads?include=all")["loads"][0]
+            if load["num_running_reqs"] >= min(2, len(requests)) and load["num_waiting_reqs"] >= waiting:
+                break
             assert time.monotonic() < deadline, "nothing runs"
         act()
         return answers.result(timeout=120)
@@ -109,7 +112,8 @@ def test_aborted_rollouts_go_on_where_they_stopped(servers):
     wanted = long_requests(12, 87, tokens=700)
     expected = plain.tokens(wanted)
     before = das.das()
-    aborted = while_running(das, wanted, lambda: das.post("/abort_request", {"abort_all": True}))
+    # Of twelve requests eight run: then all are there.
+    aborted = while_running(das, wanted, lambda: das.post("/abort_request", {"abort_all": True}), waiting=4)
     partial = [answer["output_ids"] for answer in aborted]
     assert all(answer["meta_info"]["finish_reason"]["type"] == "abort" for answer in aborted)
     assert 0 < sum(map(len, partial)) < sum(map(len, expected))
