@@ -24,9 +24,14 @@ def command(folder: Path, kinds: str, *options: str) -> list[str]:
     return [sys.executable, str(STUB_DEMO), str(folder), kinds, *SMALL, *options]
 
 
+def environment(folder: Path) -> dict[str, str]:
+    return os.environ | {"TMPDIR": str(folder)}
+
+
 def demo(folder: Path, kinds: str, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"TMPDIR": str(folder)}
-    return subprocess.run(command(folder, kinds, *options), capture_output=True, text=True, timeout=60, env=environment)
+    return subprocess.run(
+        command(folder, kinds, *options), capture_output=True, text=True, timeout=60, env=environment(folder)
+    )
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -148,6 +153,7 @@ def test_ports_are_free_and_none_of_those_for_outgoing_connections(monkeypatch):
 def test_interrupts_leave_no_process_behind(folder, number):
     process = subprocess.Popen(
         command(folder, "stubborn,stubborn", "--epochs", "1000"),
+        env=environment(folder),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the tests may run where it is ignored
@@ -169,7 +175,11 @@ def test_interrupts_leave_no_process_behind(folder, number):
 
 def test_a_hangup_under_nohup_is_ignored(folder):
     process = subprocess.Popen(
-        ["nohup", *command(folder, "plain,stubborn")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ["nohup", *command(folder, "plain,stubborn")],
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 30
     while not list(folder.glob("*.jsonl")):  # the servers are up, so the handlers are in place
