@@ -6,8 +6,10 @@ hands its children their arguments. The tests that break the worker start theirs
 """
 
 import atexit
+import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -26,7 +28,7 @@ MODULES = [
 
 
 class Warm:
-    """The process, from the side of the tests. It ends when they do, even if they are killed: its socket closes."""
+    """The process, from the side of the tests. It and its servers end when they do, also when they are killed."""
 
     def __init__(self, environment):
         """`environment` is the engine's: what libraries read when they are loaded cannot differ between servers."""
@@ -130,7 +132,7 @@ def _serve(requests):
 
 
 def _attend(request, connection, log):
-    """Fork the server, say its process id and, when it has ended, its exit status."""
+    """Fork the server and tell its process id and exit status; if there is nobody to be told, end it."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
     if pid == 0:
@@ -140,8 +142,12 @@ def _attend(request, connection, log):
     os.setpgid(pid, pid)  # both do it: neither has to wait for the other
     os.close(log)
     os.write(connection, f"{pid}\n".encode())
+    readable, _, _ = select.select([connection, os.pidfd_open(pid)], [], [])
+    if connection in readable:  # the tests write nothing: they have been killed
+        os.killpg(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    os.write(connection, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    with contextlib.suppress(BrokenPipeError):
+        os.write(connection, f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
