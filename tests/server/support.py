@@ -155,9 +155,9 @@ def start_server(kind, model, log, *, dtype="float32", environment=None, options
     command = server_command(arm, model, engine, slots=slots, max_total_tokens=32768, port=port)
     command[command.index("--dtype") + 1] = dtype
     command += ["--disable-overlap-schedule", *OPTIONS[variant], *options]
-    started = warm_process(tuple({**engine.environment, **ENVIRONMENT}.items())).start if forked else launch
-    environment = {**engine.environment, **ENVIRONMENT, **(environment or {})}
-    with Server(kind, command, port, log, environment, started) as server:
+    shared = engine.environment | ENVIRONMENT
+    start = warm_process(**shared).start if forked else launch
+    with Server(kind, command, port, log, shared | (environment or {}), start) as server:
         server.wait_ready()
         yield Client(server.url, log)
 

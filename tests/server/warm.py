@@ -59,14 +59,13 @@ class Warm:
         request = {"module": module, "arguments": arguments, "environment": dict(environment), "directory": os.getcwd()}
         with theirs:
             socket.send_fds(self._socket, [json.dumps(request).encode()], [theirs.fileno(), log.fileno()])
-        return Forked(command, ours)
+        return Forked(ours)
 
 
 class Forked:
     """A forked server process, used like a `subprocess.Popen`."""
 
-    def __init__(self, command, connection):
-        self._command = command
+    def __init__(self, connection):
         self._messages = connection.makefile("r")
         self._connection = connection
         self._status = None
@@ -100,9 +99,9 @@ class Forked:
 
 
 @cache
-def warm_process(environment):
-    """The process for servers with this environment (pairs), started when first asked for."""
-    return Warm(dict(environment))
+def warm_process(**environment):
+    """The process for servers with this environment, started when first asked for."""
+    return Warm(environment)
 
 
 def _serve(requests):
