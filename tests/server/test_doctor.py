@@ -76,7 +76,8 @@ def test_a_server_without_das_is_told_from_none(servers, capsys):
 
 def test_a_busy_server_is_left_alone(servers, capsys):
     das, statuses = servers("das"), []
-    while_running(das, long_requests(2, 90), lambda: statuses.append(main(["doctor", "--lossless", das.url])))
+    wanted = long_requests(2, 96, tokens=900)
+    while_running(das, wanted, lambda: statuses.append(main(["doctor", "--lossless", das.url])))
     assert statuses == [2]
     assert "the server is busy with 2 requests" in capsys.readouterr().err
     assert das.das()["state"] == "on"

@@ -76,15 +76,15 @@ def test_clocks_that_jump_change_nothing(servers, das, fault):
 
 def test_an_error_while_requests_run(servers, das, fault):
     """The fault comes in the middle of rollouts, and drafting is switched on again in the middle of them."""
-    from .test_requests import long_requests, while_running
+    from .test_requests import long_requests, there, while_running
 
-    wanted = long_requests(6, 21, tokens=400)
+    wanted = long_requests(6, 21, tokens=600)
     reference = servers("plain").tokens(wanted)
 
     def fail_and_recover():
         fault.write_text("tree")
         while das.das()["state"] == "on":
-            pass
+            assert there(das), "they were over too soon"
         fault.write_text("none")
         das.post("/set_internal_state", {"server_args": {"das_enabled": 1}})
 

@@ -126,7 +126,7 @@ def test_an_update_while_rollouts_pause_in_place(das, model):
     """One request lives under two policy versions; with the same weights its tokens stay the same."""
     from .test_requests import long_requests, while_running
 
-    wanted = long_requests(3, 95, tokens=200)
+    wanted = long_requests(3, 95, tokens=900)
     expected = das.tokens(wanted)
     before = generation(das)
 
