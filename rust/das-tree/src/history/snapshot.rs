@@ -102,11 +102,14 @@ impl RolloutHistory {
             .map(|(&key, problem)| problem.saved(key, self.shared.options.window))
             .collect();
         problems.sort_unstable_by_key(|problem| problem.key);
+        // Those that run on outside the window are not in the file, for there they have ended.
+        let present: usize = inner.problems.values().map(|its| its.rollouts.len()).sum();
+        let saved: usize = problems.iter().map(|its| its.rollouts.len()).sum();
         let header = Header {
             options: self.shared.options,
             generation: inner.generation,
             clock: inner.clock,
-            expired_rollouts: inner.expired_rollouts,
+            expired_rollouts: inner.expired_rollouts + (present - saved) as u64,
             evicted_problems: inner.evicted_problems,
             problems: problems.len() as u64,
         };
