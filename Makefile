@@ -7,7 +7,7 @@ ARGS ?=
 
 export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
 
-.PHONY: help env native demo test test-rust test-python lint format loom sanitize fuzz
+.PHONY: help env native demo test test-rust test-python lint format loom sanitize fuzz free-threaded
 
 help:
 	@echo 'make demo    compare rollouts without and with DAS on this machine; ARGS="--help" lists the options'
@@ -16,6 +16,7 @@ help:
 	@echo 'make lint    ruff, mypy, rustfmt, clippy; make format puts the formatting right'
 	@echo 'make loom    check the concurrency models of the suffix tree; ARGS selects some by name'
 	@echo 'make sanitize   Rust tests under ThreadSanitizer and AddressSanitizer'
+	@echo 'make free-threaded   test the suffix tree from Python without a global lock; PYTHON=python3.14t or a later one'
 	@echo 'make fuzz    compare the suffix tree with a naive oracle for a minute; ARGS="--seconds 3600", ARGS=guided'
 
 $(BIN)/uv:
@@ -60,3 +61,14 @@ format: .venv/.installed
 # What proves the suffix tree; each script says what it does.
 loom sanitize fuzz:
 	rust/scripts/$@.sh $(ARGS)
+
+# The bindings and their tests in an environment of their own, .venv-free-threaded.
+free-threaded: export VIRTUAL_ENV := $(CURDIR)/.venv-free-threaded
+free-threaded: export PYO3_PYTHON := $(VIRTUAL_ENV)/bin/python
+free-threaded: export CARGO_TARGET_DIR := $(CURDIR)/target/free-threaded
+free-threaded: $(BIN)/uv
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(VIRTUAL_ENV)
+	$(BIN)/uv pip install --quiet maturin numpy hypothesis mypy pytest pytest-timeout pytest-xdist
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(VIRTUAL_ENV)/bin/maturin develop --release --uv --quiet
+	$(PYO3_PYTHON) -c 'import sys, sglang_das; sys.exit(getattr(sys, "_is_gil_enabled", lambda: True)() and "there is a global lock")'
+	$(PYO3_PYTHON) -m pytest tests/tree $(ARGS)
