@@ -36,10 +36,13 @@ native: .venv/.installed
 demo: env
 	$(BIN)/das demo $(ARGS)
 
-test: env lint test-rust test-python
+# While packages are installed, Rust is compiled.
+test:
+	$(MAKE) --jobs 2 env test-rust
+	$(MAKE) lint test-python
 
 # The bindings have no tests of their own in Rust: they are tested from Python.
-test-rust: .venv/.installed
+test-rust:
 	cargo test --workspace --exclude das-py
 
 # Two files at a time; a file's tests share their servers. ARGS="-n 0" runs them in one process.

@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 COPY = ROOT / "target" / "weaken"
-CRATES = ("das-tree", "das-noise")
+CRATES = ("das-tree", "das-noise", "das-pages")
 TIMEOUT_S = 900
 
 
@@ -73,7 +73,7 @@ WEAKENINGS = (
     relaxed("top list: get", "node.rs", "self.counts[i].load(Ordering::Acquire)"),
     relaxed("row: begin to read", "backoff.rs", "version.load(Ordering::Acquire)"),
     relaxed("row: take", "backoff.rs", "version + 1, Ordering::Acquire"),
-    relaxed("row: leave", "backoff.rs", "self.head.version.store(version, Ordering::Release)"),
+    relaxed("row: leave", "backoff.rs", "self.head[VERSION].store(version, Ordering::Release)"),
     Weakening("row: fence of the reader", "backoff.rs", "        fence(Ordering::Acquire);", "       "),
     Weakening("row: fence of the writer", "backoff.rs", "        fence(Ordering::Release);", "       "),
     Weakening(

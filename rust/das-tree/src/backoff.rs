@@ -1,20 +1,22 @@
 //! What is learnt over all problems, or too cheaply to be a tree's: which tokens follow a few others, bounded in memory.
 //!
 //! A table of rows, each the mean distribution after one context: one or two tokens, two with one between them that does
-//! not matter, or one token and what could have been in its place. A context's bucket is given by its hash; a new one takes the place of the one in its bucket seen least. Rows are guarded by a version that is odd while
-//! somebody writes: a reader who meets a writer goes without the row, a writer who meets another leaves what it had to say.
-//! Nobody waits.
+//! not matter, or one token and what could have been in its place. A context's bucket is given by its hash; a new one takes
+//! the place of the one in its bucket seen least. Rows are guarded by a version that is odd while somebody writes: a reader
+//! who meets a writer goes without the row, a writer who meets another leaves what it had to say. Nobody waits.
+//!
+//! The table is read all over, so it lies in huge pages, as many as it needs: its buckets follow one another as they are made.
 
 use crate::{
     calibration::Calibration,
-    id::Token,
+    id::{NONE, Token},
     latest::Observation,
     mixture::Mixture,
-    sync::{AtomicU32, AtomicU64, AtomicUsize, OnceLock, Ordering, fence},
+    sync::{AtomicU32, OnceLock, Ordering, Words, fence},
     trust::Trust,
 };
 
-/// Entries of a row, an even number. A model makes do with two.
+/// Entries of a row. A model makes do with two.
 pub(crate) const ENTRIES: usize = if cfg!(loom) { 2 } else { 16 };
 /// Distributions after which the newest weighs as much as the next.
 const MEMORY: u32 = 16;
@@ -22,54 +24,51 @@ const MEMORY: u32 = 16;
 const WAYS: usize = 4;
 /// Most buckets of a table, and bytes of a history's budget for each.
 const MAX_BUCKETS: usize = 1 << 16;
-const BUDGET_PER_BUCKET: usize = 64 * size_of::<Bucket>();
-/// Words of a row in a file: key, number seen, tokens, shares.
+const BUDGET_PER_BUCKET: usize = 64 * BUCKET * size_of::<AtomicU32>();
+/// Words of a row's head: its version, odd while it is written; how many distributions it has seen; the context's hash, zero in
+/// an unused row.
+const HEAD: usize = 4;
+const VERSION: usize = 0;
+const SEEN: usize = 1;
+const KEY: usize = 2;
+/// Words of a bucket: the heads of its rows, which are a cache line, then the entries of each, which are another.
+const BUCKET: usize = WAYS * (HEAD + ENTRIES);
+/// Buckets to spare for threads that race for a slot.
+const SPARE: usize = if cfg!(loom) { 2 } else { 64 };
+/// Buckets in a slab, which fills a huge page.
+const SLAB: usize = (2 << 20) / size_of::<AtomicU32>() / BUCKET;
+/// An entry is a word: a token below 2^19, no model has as many, and its share in 8191sts. Zero if unused; those in use come first.
+const SHARE_BITS: u32 = 13;
+const UNIT: f32 = SHARE_MASK as f32;
+const SHARE_MASK: u32 = (1 << SHARE_BITS) - 1;
+const ROW_TOKENS: Token = 1 << (32 - SHARE_BITS);
+/// Words of a row in a file: key, number seen, tokens, shares of 16 bits.
 const ROW_WORDS: usize = 3 + ENTRIES + ENTRIES / 2;
-/// Shares are kept in 65535ths.
-const UNIT: f32 = 65535.0;
+const FILE_SHIFT: u32 = 16 - SHARE_BITS;
 
 /// The table, how far its rows, and other distributions, are trusted, and what estimates are worth.
 #[derive(Debug)]
 pub(crate) struct Backoff {
-    buckets: OnceLock<Box<[OnceLock<Box<Bucket>>]>>,
-    /// How many there are once there are any.
+    /// For each hash a bucket's number, from 1 on; [`NONE`] until something is learned there.
+    slots: OnceLock<Box<[AtomicU32]>>,
+    /// How many slots there are once there are any.
     size: usize,
-    made: AtomicUsize,
+    /// Buckets by number, and how many have been given out. Where threads race for a slot one stays unused.
+    slabs: Box<[OnceLock<Words>]>,
+    given: AtomicU32,
     pub(crate) trust: Trust,
     pub(crate) calibration: Calibration,
 }
 
 /// Rows that a context may be in. What tells them apart lies in one cache line: looking for a row is one miss.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Bucket {
-    heads: [Head; WAYS],
-    entries: [Entries; WAYS],
-}
+#[derive(Clone, Copy, Debug)]
+struct Bucket<'a>(&'a [AtomicU32]);
 
-/// Of a row: what it is about.
-#[derive(Debug, Default)]
-struct Head {
-    /// Odd while the row is written.
-    version: AtomicU32,
-    seen: AtomicU32,
-    /// The context's hash; zero in an unused row.
-    key: AtomicU64,
-}
-
-/// Of a row: what it says. Entries in use come first.
-#[derive(Debug, Default)]
-struct Entries {
-    tokens: [AtomicU32; ENTRIES],
-    /// Shares of two entries in a word; zero in an unused entry.
-    shares: [AtomicU32; ENTRIES / 2],
-}
-
-/// A row of a bucket.
+/// A row of a bucket: what it is about, and what it says.
 #[derive(Clone, Copy, Debug)]
 struct Row<'a> {
-    head: &'a Head,
-    entries: &'a Entries,
+    head: &'a [AtomicU32],
+    entries: &'a [AtomicU32],
 }
 
 /// A context.
@@ -120,22 +119,22 @@ impl Backoff {
         } else {
             1 << buckets.ilog2()
         };
+        let slabs = (buckets + SPARE).div_ceil(SLAB);
         Self {
-            buckets: OnceLock::new(),
+            slots: OnceLock::new(),
             size: buckets,
-            made: AtomicUsize::new(0),
+            slabs: (0..slabs).map(|_| OnceLock::new()).collect(),
+            given: AtomicU32::new(0),
             trust: Trust::default(),
             calibration: Calibration::default(),
         }
     }
 
     pub(crate) fn memory_usage(&self) -> usize {
-        let made = self.made.load(Ordering::Relaxed); // a statistic
-        let table = self
-            .buckets
-            .get()
-            .map_or(0, |buckets| size_of_val(&**buckets));
-        table + made * size_of::<Bucket>()
+        let slots = self.slots.get().map_or(&[][..], |slots| slots);
+        let slabs = self.slabs.iter().filter_map(OnceLock::get);
+        let words = slots.len() + slabs.map(|slab| slab.len()).sum::<usize>();
+        words * size_of::<AtomicU32>()
     }
 
     /// The mean distribution after a context, into `mixture`; whether there is one.
@@ -148,9 +147,8 @@ impl Backoff {
     /// the exchange that takes a row waits for all that is read before it.
     pub(crate) fn touch(&self, key: Key) {
         if let Some(bucket) = self.made_bucket(key) {
-            let entries = bucket.find_or_give(key).entries;
-            let ends = [&entries.tokens[0], &entries.shares[0]];
-            std::hint::black_box(ends.map(|word| word.load(Ordering::Relaxed))); // nothing comes of it
+            let entry = &bucket.find_or_give(key).entries[0];
+            std::hint::black_box(entry.load(Ordering::Relaxed)); // nothing comes of it
         }
     }
 
@@ -164,8 +162,8 @@ impl Backoff {
     /// All there is, as words: the parts that are trusted, what estimates are worth, then the rows in use.
     pub(crate) fn words(&self) -> Vec<u32> {
         let mut words: Vec<u32> = self.trust.words().chain(self.calibration.words()).collect();
-        let buckets = self.buckets.get().map_or(&[][..], |buckets| buckets);
-        let made = buckets.iter().filter_map(OnceLock::get);
+        let slots = self.slots.get().map_or(&[][..], |slots| slots);
+        let made = slots.iter().filter_map(|slot| self.made(slot));
         for row in made.flat_map(|bucket| bucket.rows()) {
             row.write_words(&mut words);
         }
@@ -191,58 +189,89 @@ impl Backoff {
     }
 
     /// The bucket of a context, if it has been made.
-    fn made_bucket(&self, key: Key) -> Option<&Bucket> {
-        let slot = self.slot(self.buckets.get()?, key)?;
-        slot.get().map(|bucket| &**bucket)
+    fn made_bucket(&self, key: Key) -> Option<Bucket<'_>> {
+        self.made(self.slot(self.slots.get()?, key)?)
     }
 
-    /// The bucket of a context, made if need be.
-    fn bucket(&self, key: Key) -> Option<&Bucket> {
-        if self.buckets.get().is_none() {
-            let _ = self
-                .buckets
-                .set((0..self.size).map(|_| OnceLock::new()).collect()); // or somebody else's
-        }
-        let slot = self.slot(self.buckets.get()?, key)?;
-        if slot.get().is_none() && slot.set(Box::default()).is_ok() {
-            self.made.fetch_add(1, Ordering::Relaxed); // a statistic
-        }
-        slot.get().map(|bucket| &**bucket)
+    /// The bucket of a slot, if it has been made.
+    fn made(&self, slot: &AtomicU32) -> Option<Bucket<'_>> {
+        let number = slot.load(Ordering::Relaxed); // as long as the slab is not visible there is none
+        let at = number.checked_sub(1)? as usize;
+        let words = self.slabs[at / SLAB].get()?;
+        Some(Bucket(&words[at % SLAB * BUCKET..][..BUCKET]))
     }
 
-    fn slot<'a>(
-        &self,
-        buckets: &'a [OnceLock<Box<Bucket>>],
-        key: Key,
-    ) -> Option<&'a OnceLock<Box<Bucket>>> {
-        buckets.get((key.0 >> 32) as usize & self.size.wrapping_sub(1))
+    /// The bucket of a context, made if need be and if there is room.
+    fn bucket(&self, key: Key) -> Option<Bucket<'_>> {
+        if self.slots.get().is_none() {
+            let slots = (0..self.size).map(|_| AtomicU32::new(NONE)).collect();
+            let _ = self.slots.set(slots); // or somebody else's
+        }
+        let slot = self.slot(self.slots.get()?, key)?;
+        // Relaxed: the exchange decides.
+        if slot.load(Ordering::Relaxed) == NONE {
+            let number = self.give()?;
+            // If another thread was first, it is that one's.
+            let _ = slot.compare_exchange(NONE, number, Ordering::Relaxed, Ordering::Relaxed); // see `made`
+        }
+        self.made(slot)
+    }
+
+    /// The number of a fresh bucket.
+    fn give(&self) -> Option<u32> {
+        let at = self.given.fetch_add(1, Ordering::Relaxed); // only uniqueness matters
+        let slab = self.slabs.get(at as usize / SLAB)?;
+        if slab.get().is_none() {
+            let buckets = SLAB.min(self.size + SPARE);
+            let _ = slab.set(Words::zeroed(buckets * BUCKET).ok()?); // or somebody else's
+        }
+        Some(at + 1)
+    }
+
+    fn slot<'a>(&self, slots: &'a [AtomicU32], key: Key) -> Option<&'a AtomicU32> {
+        slots.get((key.0 >> 32) as usize & self.size.wrapping_sub(1))
     }
 }
 
-impl Bucket {
-    fn rows(&self) -> impl Iterator<Item = Row<'_>> {
-        let pairs = self.heads.iter().zip(&self.entries);
+impl<'a> Bucket<'a> {
+    fn rows(self) -> impl Iterator<Item = Row<'a>> {
+        let (heads, entries) = self.0.split_at(WAYS * HEAD);
+        let pairs = heads.chunks_exact(HEAD).zip(entries.chunks_exact(ENTRIES));
         pairs.map(|(head, entries)| Row { head, entries })
     }
 
     /// The row of a context.
-    fn find(&self, key: Key) -> Option<Row<'_>> {
-        self.rows()
-            .find(|row| row.head.key.load(Ordering::Relaxed) == key.0) // looked at again under the version
+    fn find(self, key: Key) -> Option<Row<'a>> {
+        self.rows().find(|row| row.is_of(key)) // looked at again under the version
     }
 
     /// The row of a context, or the one it may have.
-    fn find_or_give(&self, key: Key) -> Row<'_> {
-        let seen = |row: &Row| row.head.seen.load(Ordering::Relaxed); // a preference
+    fn find_or_give(self, key: Key) -> Row<'a> {
+        let seen = |row: &Row| row.head[SEEN].load(Ordering::Relaxed); // a preference
         self.find(key)
             .unwrap_or_else(|| self.rows().min_by_key(seen).expect("a bucket has rows"))
     }
 }
 
 impl Row<'_> {
+    /// The context's hash.
+    fn key(&self) -> u64 {
+        let [low, high] = [KEY, KEY + 1].map(|word| self.head[word].load(Ordering::Relaxed)); // checked by the version
+        u64::from(high) << 32 | u64::from(low)
+    }
+
+    fn set_key(&self, key: Key) {
+        self.head[KEY].store(key.0 as u32, Ordering::Relaxed); // this and the next: published by the version
+        self.head[KEY + 1].store((key.0 >> 32) as u32, Ordering::Relaxed);
+    }
+
+    fn is_of(&self, key: Key) -> bool {
+        self.key() == key.0
+    }
+
     /// What `look` finds in the row, if nobody writes it meanwhile.
     fn undisturbed<T>(&self, look: impl FnOnce() -> T) -> Option<T> {
-        let version = &self.head.version;
+        let version = &self.head[VERSION];
         let before = version.load(Ordering::Acquire); // what is read below was written before this version or later
         if before % 2 == 1 {
             return None;
@@ -254,7 +283,7 @@ impl Row<'_> {
 
     fn read(&self, key: Key, mixture: &mut Mixture<ENTRIES>) -> bool {
         let look = || {
-            let is_its = self.head.key.load(Ordering::Relaxed) == key.0; // checked by the version
+            let is_its = self.is_of(key);
             if is_its {
                 self.copy(mixture);
             }
@@ -264,7 +293,7 @@ impl Row<'_> {
     }
 
     fn copy(&self, mixture: &mut Mixture<ENTRIES>) {
-        mixture.seen = self.head.seen.load(Ordering::Relaxed); // checked by the version
+        mixture.seen = self.head[SEEN].load(Ordering::Relaxed); // checked by the version
         mixture.len = 0;
         for (token, share) in self.raw() {
             let entry = mixture.len as usize;
@@ -275,23 +304,17 @@ impl Row<'_> {
 
     /// The tokens in use with their shares, as they are kept.
     fn raw(&self) -> impl Iterator<Item = (Token, u32)> {
-        let pairs = self.entries.shares.iter();
-        let shares = pairs.flat_map(|pair| {
-            let pair = pair.load(Ordering::Relaxed); // this and the token: checked by the version
-            [pair & 0xffff, pair >> 16]
-        });
-        let tokens = self.entries.tokens.iter().zip(shares);
-        let used = tokens.take_while(|entry| entry.1 > 0);
-        used.map(|(token, share)| (token.load(Ordering::Relaxed), share))
+        let words = self.entries.iter();
+        let words = words.map(|word| word.load(Ordering::Relaxed)); // checked by the version
+        let used = words.take_while(|&word| word > 0);
+        used.map(|word| (word >> SHARE_BITS, word & SHARE_MASK))
     }
 
     /// Takes the row to write it, unless somebody else has; returns the version to leave it with.
     fn take(&self) -> Option<u32> {
-        let version = self.head.version.load(Ordering::Relaxed); // a guess, checked by the exchange
+        let version = self.head[VERSION].load(Ordering::Relaxed); // a guess, checked by the exchange
         let taken = version.is_multiple_of(2)
-            && self
-                .head
-                .version
+            && self.head[VERSION]
                 .compare_exchange(version, version + 1, Ordering::Acquire, Ordering::Relaxed) // sees what the last writer wrote
                 .is_ok();
         if !taken {
@@ -307,14 +330,14 @@ impl Row<'_> {
         };
         let mut mixture = Mixture::default();
         let mut used = ENTRIES;
-        if self.head.key.load(Ordering::Relaxed) == key.0 {
+        if self.is_of(key) {
             self.copy(&mut mixture);
             used = mixture.len as usize;
         } else {
-            self.head.key.store(key.0, Ordering::Relaxed); // this and all below: published by the version
+            self.set_key(key);
         }
         mixture.learn(observation, MEMORY);
-        self.head.seen.store(mixture.seen, Ordering::Relaxed);
+        self.head[SEEN].store(mixture.seen, Ordering::Relaxed); // this and all below: published by the version
         let entries = mixture.entries();
         self.put(
             entries.map(|(token, share)| (token, (share * UNIT) as u32)),
@@ -325,36 +348,36 @@ impl Row<'_> {
 
     /// Writes entries over the first `used`, without those whose share is nothing.
     fn put(&self, entries: impl Iterator<Item = (Token, u32)>, used: usize) {
-        let (mut shares, mut len) = ([0; ENTRIES], 0);
-        for (token, share) in entries.filter(|entry| entry.1 > 0) {
-            self.entries.tokens[len].store(token, Ordering::Relaxed); // published by the version
-            shares[len] = share;
+        let kept = entries.filter(|&(token, share)| share > 0 && token < ROW_TOKENS);
+        let words = kept.map(|(token, share)| token << SHARE_BITS | share);
+        let mut len = 0;
+        for (cell, word) in self.entries.iter().zip(words) {
+            cell.store(word, Ordering::Relaxed); // published by the version
             len += 1;
         }
-        let pairs = self.entries.shares.iter().zip(shares.chunks_exact(2));
-        for (cell, shares) in pairs.take(used.max(len).div_ceil(2)) {
-            cell.store(shares[0] | shares[1] << 16, Ordering::Relaxed); // as above
+        for cell in self.entries.iter().take(used).skip(len) {
+            cell.store(0, Ordering::Relaxed); // as above
         }
     }
 
     /// Leaves a row that was taken.
     fn leave(&self, version: u32) {
-        self.head.version.store(version, Ordering::Release); // publishes the row
+        self.head[VERSION].store(version, Ordering::Release); // publishes the row
     }
 
     /// The row as words, unless it is unused or just now written.
     fn write_words(&self, words: &mut Vec<u32>) {
         let from = words.len();
         let look = || {
-            let key = self.head.key.load(Ordering::Relaxed); // this and what follows: checked by the version
-            let seen = self.head.seen.load(Ordering::Relaxed);
+            let key = self.key();
+            let seen = self.head[SEEN].load(Ordering::Relaxed); // this and what follows: checked by the version
             words.extend([key as u32, (key >> 32) as u32, seen]);
             let start = words.len();
             words.resize(start + ENTRIES + ENTRIES / 2, 0);
             let (tokens, shares) = words[start..].split_at_mut(ENTRIES);
             for (i, (token, share)) in self.raw().enumerate() {
                 tokens[i] = token;
-                shares[i / 2] |= share << (16 * (i % 2));
+                shares[i / 2] |= share << FILE_SHIFT << (16 * (i % 2));
             }
             key
         };
@@ -367,10 +390,11 @@ impl Row<'_> {
         let Some(version) = self.take() else {
             return;
         };
-        self.head.key.store(key.0, Ordering::Relaxed); // published by the version
-        self.head.seen.store(words[0], Ordering::Relaxed); // as above
+        self.set_key(key);
+        self.head[SEEN].store(words[0], Ordering::Relaxed); // published by the version
         let (tokens, pairs) = words[1..].split_at(ENTRIES);
         let shares = pairs.iter().flat_map(|pair| [pair & 0xffff, pair >> 16]);
+        let shares = shares.map(|share| share >> FILE_SHIFT);
         self.put(tokens.iter().copied().zip(shares), ENTRIES);
         self.leave(version);
     }
@@ -414,6 +438,34 @@ mod tests {
     }
 
     #[test]
+    fn tokens_that_no_model_has_are_left_out() {
+        let (table, mut mixture) = (table(), Mixture::default());
+        let key = Key::shared(&[1 << 30]);
+        for token in [ROW_TOKENS, ROW_TOKENS - 1, 5, u32::MAX >> 1] {
+            table.learn(key, &Observation::bare(token));
+        }
+        assert!(table.read(key, &mut mixture));
+        let tokens: Vec<_> = mixture.entries().map(|entry| entry.0).collect();
+        assert_eq!(tokens, [ROW_TOKENS - 1, 5]);
+    }
+
+    #[test]
+    fn what_is_learned_survives_words_and_another_size() {
+        let (table, small) = (table(), Backoff::new(1 << 20));
+        for token in 0..40 {
+            table.learn(Key::shared(&[token % 7]), &Observation::bare(token));
+        }
+        small.restore(&table.words());
+        for token in 0..7 {
+            let key = Key::shared(&[token]);
+            let [mut before, mut after] = [Mixture::default(); 2];
+            assert!(table.read(key, &mut before) && small.read(key, &mut after));
+            assert_eq!(before, after);
+        }
+        assert_eq!(small.words().len(), table.words().len());
+    }
+
+    #[test]
     fn a_small_budget_has_no_table() {
         let table = Backoff::new(1000);
         table.learn(Key::shared(&[3]), &Observation::bare(4));
@@ -429,17 +481,20 @@ mod models {
 
     /// A row that has been written for a context, its first distribution being one token.
     fn row(key: Key, token: Token) -> Arc<Parts> {
-        let parts = Parts::default();
+        let parts = Parts::new();
         parts.row().learn(key, &Observation::bare(token));
         Arc::new(parts)
     }
 
-    #[derive(Default)]
-    struct Parts(Head, Entries);
+    struct Parts(Words);
 
     impl Parts {
+        fn new() -> Self {
+            Self(Words::zeroed(HEAD + ENTRIES).unwrap())
+        }
+
         fn row(&self) -> Row<'_> {
-            let Self(head, entries) = self;
+            let (head, entries) = self.0.split_at(HEAD);
             Row { head, entries }
         }
     }
@@ -450,6 +505,29 @@ mod models {
         let found = parts.row().read(key, &mut mixture);
         let tokens = || mixture.entries().map(|entry| entry.0).collect();
         found.then(|| (mixture.seen, tokens()))
+    }
+
+    /// Of two that need a bucket which is not there at least one learns, and in the one that stays.
+    #[test]
+    fn bucket_that_two_make_is_there() {
+        loom::model(|| {
+            let table = Arc::new(Backoff::new(BUDGET_PER_BUCKET));
+            // The rest of the table is there.
+            table.give().unwrap();
+            table.slots.set([AtomicU32::new(NONE)].into()).unwrap();
+            let (key, mut mixture) = (Key::shared(&[7]), Mixture::default());
+            let other = {
+                let table = Arc::clone(&table);
+                loom::thread::spawn(move || table.learn(key, &Observation::bare(1)))
+            };
+            table.learn(key, &Observation::bare(2));
+            other.join().unwrap();
+            assert!(table.read(key, &mut mixture));
+            let mut tokens: Vec<_> = mixture.entries().map(|entry| entry.0).collect();
+            tokens.sort_unstable();
+            assert!([&[1][..], &[2], &[1, 2]].contains(&&tokens[..]));
+            assert_eq!(mixture.seen as usize, tokens.len());
+        });
     }
 
     /// While a row is written a reader goes without it, or has it as it was before or is afterwards: never parts of both.
@@ -499,7 +577,7 @@ mod models {
     fn row_of_two_writers_is_one_or_the_other_or_both() {
         loom::model(|| {
             let key = Key::shared(&[7]);
-            let row = Arc::new(Parts::default());
+            let row = Arc::new(Parts::new());
             let other = {
                 let row = Arc::clone(&row);
                 loom::thread::spawn(move || row.row().learn(key, &Observation::bare(1)))
@@ -511,7 +589,7 @@ mod models {
             let expected = [&[][..], &[1], &[2], &[1, 2]];
             assert!(expected.contains(&&tokens[..]));
             assert_eq!(
-                (seen, row.0.version.load(Ordering::Relaxed)),
+                (seen, row.0[VERSION].load(Ordering::Relaxed)),
                 (tokens.len() as u32, 2 * seen)
             );
         });

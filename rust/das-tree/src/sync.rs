@@ -18,6 +18,12 @@ pub(crate) use modelled::OnceLock;
 #[cfg(not(any(loom, tsan)))]
 pub(crate) use std::sync::OnceLock;
 
+/// Words that are zero at first, in huge pages.
+#[cfg(not(loom))]
+pub(crate) use das_pages::Words;
+#[cfg(loom)]
+pub(crate) use modelled::Words;
+
 #[cfg(loom)]
 use loom::thread;
 #[cfg(tsan)]
@@ -123,6 +129,27 @@ mod modelled {
         claimed: AtomicBool,
         ready: AtomicBool,
         cell: std::sync::OnceLock<T>,
+    }
+
+    /// `das_pages::Words` of atomics that loom sees.
+    #[cfg(loom)]
+    #[derive(Debug)]
+    pub(crate) struct Words(Box<[super::AtomicU32]>);
+
+    #[cfg(loom)]
+    impl Words {
+        pub(crate) fn zeroed(len: usize) -> std::io::Result<Self> {
+            Ok(Self((0..len).map(|_| super::AtomicU32::new(0)).collect()))
+        }
+    }
+
+    #[cfg(loom)]
+    impl std::ops::Deref for Words {
+        type Target = [super::AtomicU32];
+
+        fn deref(&self) -> &[super::AtomicU32] {
+            &self.0
+        }
     }
 
     impl<T> OnceLock<T> {

@@ -32,7 +32,7 @@ pub const CERTAIN: u8 = 242;
 /// Entries of a row, distributions it remembers, steps in which it keeps shares.
 pub const ROW_ENTRIES: usize = 16;
 pub const ROW_MEMORY: u32 = 16;
-pub const ROW_UNIT: f32 = 65535.0;
+pub const ROW_UNIT: f32 = 8191.0;
 /// The same of what the own text has been made of.
 pub const RECENT_ENTRIES: usize = 64;
 pub const RECENT_MEMORY: u32 = 32;
