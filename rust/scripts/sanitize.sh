@@ -23,5 +23,6 @@ for sanitizer in ${*:-thread address}; do
     run "$sanitizer" -p das-tree --lib --test stress --test batch
     if [ "$sanitizer" = address ]; then
         run "$sanitizer" -p das-cpu --lib --tests
+        run "$sanitizer" -p das-pages --lib
     fi
 done
