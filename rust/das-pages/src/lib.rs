@@ -1,8 +1,9 @@
 //! Memory in huge pages, for tables that are read all over.
 //!
-//! Whoever reads words far apart pays for each page beside the cache miss: the processor has to find out where it lies, the more
-//! so in a virtual machine, and knows some thousand pages at a time. A page of 2 MB instead of 4 KB makes that go away. Linux gives them to those
-//! who ask, for memory that begins and ends at their borders; elsewhere, or when there are none, this is memory like any other.
+//! Whoever reads words far apart pays for each page beside the cache miss: the processor has to find out where it lies, the
+//! more so in a virtual machine, and knows some thousand pages at a time. Pages of 2 MB instead of 4 KB make that go away.
+//! Linux gives them to those who ask, for memory that begins and ends at their borders; elsewhere, or when there are none,
+//! this is memory like any other.
 
 use std::{fmt, io, ops::Deref, ptr::NonNull, slice, sync::atomic::AtomicU32};
 
@@ -11,7 +12,10 @@ use memmap2::MmapMut;
 /// Bytes of a huge page.
 pub const HUGE: usize = 2 << 20;
 
-/// Words that are zero at first. As many as fill [`HUGE`] bytes, or a multiple of it, waste nothing.
+/// Bytes that memory is given out by, at least.
+const PAGE: usize = 4096;
+
+/// Words that are zero at first. As many as about fill [`HUGE`] bytes, or a multiple of it, waste nothing.
 pub struct Words {
     first: NonNull<AtomicU32>,
     len: usize,
@@ -31,17 +35,13 @@ impl Words {
     /// If there is no memory.
     pub fn zeroed(len: usize) -> io::Result<Self> {
         let bytes = len * size_of::<AtomicU32>();
-        // Addresses without memory behind them, until they are written: room to begin at a border.
-        let room = if bytes < HUGE {
-            bytes.max(1)
-        } else {
-            bytes + HUGE
-        };
+        let bytes = bytes.next_multiple_of(PAGE).max(PAGE);
+        // Room to begin at a border: addresses without memory behind them, until they are written.
+        let room = if bytes < HUGE { bytes } else { bytes + HUGE };
         let mut map = MmapMut::map_anon(room)?;
-        let start = if bytes < HUGE {
-            0
-        } else {
-            map.as_ptr().align_offset(HUGE)
+        let start = match map.as_ptr().align_offset(HUGE) {
+            start if bytes >= HUGE => start,
+            _ => 0,
         };
         #[cfg(target_os = "linux")]
         let _ = map.advise_range(memmap2::Advice::HugePage, start, bytes); // a kernel may not have them
@@ -97,7 +97,9 @@ mod tests {
 
     #[test]
     fn many_words_begin_at_the_border_of_a_huge_page() {
-        let words = Words::zeroed(HUGE / 4).unwrap();
-        assert_eq!(words.as_ptr().align_offset(HUGE), 0);
+        for len in [HUGE / 4 - 100, HUGE / 4, HUGE] {
+            let words = Words::zeroed(len).unwrap();
+            assert_eq!(words.as_ptr().align_offset(HUGE), 0);
+        }
     }
 }

@@ -36,7 +36,7 @@ const BUCKET: usize = WAYS * (HEAD + ENTRIES);
 /// Buckets to spare for threads that race for a slot.
 const SPARE: usize = if cfg!(loom) { 2 } else { 64 };
 /// Buckets in a slab, which fills a huge page.
-const SLAB: usize = (2 << 20) / size_of::<AtomicU32>() / BUCKET;
+const SLAB: usize = das_pages::HUGE / 4 / BUCKET;
 /// An entry is a word: a token below 2^19, no model has as many, and its share in 8191sts. Zero if unused; those in use come first.
 const SHARE_BITS: u32 = 13;
 const UNIT: f32 = SHARE_MASK as f32;
@@ -197,8 +197,9 @@ impl Backoff {
     fn made(&self, slot: &AtomicU32) -> Option<Bucket<'_>> {
         let number = slot.load(Ordering::Relaxed); // as long as the slab is not visible there is none
         let at = number.checked_sub(1)? as usize;
-        let words = self.slabs[at / SLAB].get()?;
-        Some(Bucket(&words[at % SLAB * BUCKET..][..BUCKET]))
+        let words = self.slabs.get(at / SLAB)?.get()?;
+        let start = at % SLAB * BUCKET;
+        words.get(start..start + BUCKET).map(Bucket) // or there was no room
     }
 
     /// The bucket of a context, made if need be and if there is room.
@@ -463,6 +464,19 @@ mod tests {
             assert_eq!(before, after);
         }
         assert_eq!(small.words().len(), table.words().len());
+    }
+
+    #[test]
+    fn a_table_without_room_for_more_goes_on_with_what_it_has() {
+        let table = table();
+        let before = Key::shared(&[1]);
+        table.learn(before, &Observation::bare(2));
+        for _ in 0..table.size + SPARE {
+            table.give();
+        }
+        (0..5000).for_each(|token| table.learn(Key::shared(&[token]), &Observation::bare(token)));
+        assert!(table.read(before, &mut Mixture::default()));
+        assert!(!table.read(Key::shared(&[4999]), &mut Mixture::default()));
     }
 
     #[test]
