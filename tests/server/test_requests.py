@@ -109,7 +109,7 @@ def test_priorities(servers):
 
 def test_abort_of_one(servers):
     plain, das = servers("plain"), servers("das")
-    wanted = [*long_requests(3, 86), *long_requests(1, 85, tokens=1500)]
+    wanted = [*long_requests(3, 86, tokens=600), *long_requests(1, 85, tokens=1500)]
     answers = while_running(das, wanted, lambda: das.post("/abort_request", {"rid": "85-0"}))
     aborted = answers[-1]
     assert aborted["meta_info"]["finish_reason"]["type"] == "abort"
