@@ -71,7 +71,7 @@ free-threaded: export PYO3_PYTHON := $(VIRTUAL_ENV)/bin/python
 free-threaded: export CARGO_TARGET_DIR := $(CURDIR)/target/free-threaded
 free-threaded: $(BIN)/uv
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(VIRTUAL_ENV)
-	$(BIN)/uv pip install --quiet maturin numpy hypothesis mypy pytest pytest-timeout pytest-xdist
+	$(BIN)/uv pip install --quiet maturin -r pyproject.toml --extra test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(VIRTUAL_ENV)/bin/maturin develop --release --uv --quiet
 	$(PYO3_PYTHON) -c 'import sys, sglang_das; sys.exit(getattr(sys, "_is_gil_enabled", lambda: True)() and "there is a global lock")'
 	$(PYO3_PYTHON) -m pytest tests/tree $(ARGS)

@@ -122,15 +122,6 @@ impl Worker {
 mod modelled {
     use super::{AtomicBool, Ordering};
 
-    /// `std::sync::OnceLock` as loom must see it, and ThreadSanitizer, which does not see into the standard library: the
-    /// value is there once a flag, set with Release, is read with Acquire.
-    #[derive(Debug)]
-    pub(crate) struct OnceLock<T> {
-        claimed: AtomicBool,
-        ready: AtomicBool,
-        cell: std::sync::OnceLock<T>,
-    }
-
     /// `das_pages::Words` of atomics that loom sees.
     #[cfg(loom)]
     #[derive(Debug)]
@@ -150,6 +141,15 @@ mod modelled {
         fn deref(&self) -> &[super::AtomicU32] {
             &self.0
         }
+    }
+
+    /// `std::sync::OnceLock` as loom must see it, and ThreadSanitizer, which does not see into the standard library: the
+    /// value is there once a flag, set with Release, is read with Acquire.
+    #[derive(Debug)]
+    pub(crate) struct OnceLock<T> {
+        claimed: AtomicBool,
+        ready: AtomicBool,
+        cell: std::sync::OnceLock<T>,
     }
 
     impl<T> OnceLock<T> {
