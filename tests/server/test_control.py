@@ -58,7 +58,9 @@ def test_server_info_adds_up(servers):
 def test_the_queue_is_known(servers):
     """Three times as many requests as slots: some wait, as few as may, and in the end none."""
     das = servers("das")
-    wanted = [body(prompt, temperature=0.8, seed=1, max_new_tokens=200) for prompt in prompts(24, seed=12)]
+    wanted = [
+        body(prompt, temperature=0.8, seed=1, max_new_tokens=400, ignore_eos=True) for prompt in prompts(24, seed=12)
+    ]
     with ThreadPoolExecutor(1) as pool:
         answers = pool.submit(das.generate, wanted, at_once=24)
         waiting = [das.das()["waiting"] for _ in iter(answers.done, True)]

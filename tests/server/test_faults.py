@@ -76,10 +76,9 @@ def test_clocks_that_jump_change_nothing(servers, das, fault):
 
 def test_an_error_while_requests_run(servers, das, fault):
     """The fault comes in the middle of rollouts, and drafting is switched on again in the middle of them."""
-    from .test_requests import long_requests, there, while_running
+    from .test_requests import are_beginnings_of, cut_short, go_on_and_abort, long_requests, there, while_running
 
-    wanted = long_requests(6, 21, tokens=600)
-    reference = servers("plain").tokens(wanted)
+    wanted = long_requests(6, 21)
 
     def fail_and_recover():
         fault.write_text("tree")
@@ -87,9 +86,12 @@ def test_an_error_while_requests_run(servers, das, fault):
             assert there(das), "they were over too soon"
         fault.write_text("none")
         das.post("/set_internal_state", {"server_args": {"das_enabled": 1}})
+        go_on_and_abort(das)
 
     answers = while_running(das, wanted, fail_and_recover)
-    assert [answer["output_ids"] for answer in answers] == reference
+    wanted = cut_short(wanted, answers)
+    reference = servers("plain").tokens(wanted)
+    assert are_beginnings_of(reference, answers)
     assert das.das()["state"] == "on"
     assert das.tokens(wanted) == reference
 

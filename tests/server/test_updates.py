@@ -124,9 +124,9 @@ def test_sleep_and_wake(das, model):
 
 def test_an_update_while_rollouts_pause_in_place(das, model):
     """One request lives under two policy versions; with the same weights its tokens stay the same."""
-    from .test_requests import long_requests, while_running
+    from .test_requests import are_beginnings_of, go_on_and_abort, long_requests, while_running
 
-    wanted = long_requests(3, 95, tokens=900)
+    wanted = long_requests(3, 95)
     expected = das.tokens(wanted)
     before = generation(das)
 
@@ -134,7 +134,8 @@ def test_an_update_while_rollouts_pause_in_place(das, model):
         das.post("/pause_generation", {"mode": "in_place"})
         das.post("/update_weights_from_disk", {"model_path": str(model), "flush_cache": False})
         das.post("/continue_generation")
+        go_on_and_abort(das)
 
     answers = while_running(das, wanted, update)
-    assert [answer["output_ids"] for answer in answers] == expected
+    assert are_beginnings_of(expected, answers)
     assert generation(das) == before + 1
