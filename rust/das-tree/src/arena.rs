@@ -1,7 +1,8 @@
 //! An append-only vector whose elements never move, so that readers may hold references while it grows.
 //!
-//! Elements live in segments allocated on demand: four of each size, sizes doubling. An index is turned into a segment and
-//! an offset with a count of leading zeros. At most a quarter more is allocated than is used.
+//! Elements live in segments allocated on demand: four of each size, sizes doubling up to a largest. At most a quarter more is
+//! allocated than is used. What [`Arena::push`] hands out is not an index but says where the element is, since readers do
+//! little else than to look up elements: the number of its segment and, in the low bits, its place there.
 
 use crate::{
     meter::Meter,
@@ -10,37 +11,31 @@ use crate::{
 
 /// The first four segments have `1 << (BASE - 2)` elements each.
 const BASE: u32 = if cfg!(loom) { 2 } else { 5 };
-/// Enough for all 32-bit indices; a model makes do with fewer.
-const SEGMENTS: usize = if cfg!(loom) {
-    12
-} else {
-    4 * (32 - BASE as usize)
-};
+/// A model makes do with fewer.
+const SEGMENTS: usize = if cfg!(loom) { 12 } else { 128 };
 
-/// The vector. Elements start out as `T::default()` and are changed through their atomics.
+/// The vector. Elements start out as `T::default()` and are changed through their atomics. The largest segment has
+/// `1 << BITS` of them; names of elements have that many bits, and seven more.
 #[derive(Debug)]
-pub(crate) struct Arena<T> {
+pub(crate) struct Arena<T, const BITS: u32> {
     segments: [OnceLock<Box<[T]>>; SEGMENTS],
     /// Number of elements handed out.
     len: AtomicU32,
 }
 
-/// Segment, offset in it, and its size, for an index.
-#[inline]
-fn locate(index: u32) -> (usize, usize, usize) {
-    let shifted = index + (1 << BASE);
-    let top = 31 - shifted.leading_zeros();
-    let quarter = top - 2;
-    let segment = 4 * (top - BASE) + ((shifted >> quarter) & 3);
+/// Segment, offset in it, and its size, for an index, where the largest segment has `1 << bits` elements.
+fn locate(index: u32, bits: u32) -> (u32, u32, u32) {
+    let shifted = u64::from(index) + (1 << BASE);
+    let top = 63 - shifted.leading_zeros();
+    let quarter = (top - 2).min(bits);
+    // Where sizes no longer double, all that is above counts.
+    let before = 4 * (quarter + 2 - BASE) as u64;
+    let segment = before + (shifted >> quarter) - 4;
     let size = 1 << quarter;
-    (
-        segment as usize,
-        (shifted & (size - 1)) as usize,
-        size as usize,
-    )
+    (segment as u32, shifted as u32 & (size - 1), size)
 }
 
-impl<T: Default> Arena<T> {
+impl<T: Default, const BITS: u32> Arena<T, BITS> {
     pub(crate) fn new() -> Self {
         Self {
             segments: std::array::from_fn(|_| OnceLock::new()),
@@ -48,27 +43,44 @@ impl<T: Default> Arena<T> {
         }
     }
 
-    /// The element at an index that has been handed out by [`Self::push`] and has reached this thread by an Acquire.
+    /// The element of a name that has been handed out by [`Self::push`] and has reached this thread by an Acquire.
     #[inline]
-    pub(crate) fn get(&self, index: u32) -> &T {
-        let (segment, offset, _) = locate(index);
-        &self.segments[segment]
+    pub(crate) fn get(&self, name: u32) -> &T {
+        let (segment, offset) = (name >> BITS, name & ((1 << BITS) - 1));
+        &self.segments[segment as usize]
             .get()
-            .expect("an index is published only after its segment")[offset]
+            .expect("a name is published only after its segment")[offset as usize]
     }
 
-    /// Hands out the next element. Threads that race for a new segment each make one and one of them wins: nobody waits
-    /// for an allocation of another's.
+    /// The element of an index that has been handed out by [`Self::push_nth`] and has reached this thread likewise.
+    pub(crate) fn nth(&self, index: u32) -> &T {
+        let (segment, offset, _) = locate(index, BITS);
+        self.get(segment << BITS | offset)
+    }
+
+    /// Hands out the next element, by its name; those handed out later have larger ones.
     pub(crate) fn push(&self, meter: &Meter) -> u32 {
+        self.hand_out(meter).1
+    }
+
+    /// Hands out the next element, by its index.
+    pub(crate) fn push_nth(&self, meter: &Meter) -> u32 {
+        self.hand_out(meter).0
+    }
+
+    /// Index and name of the next element. Threads that race for a new segment each make one and one of them wins: nobody waits
+    /// for an allocation of another's.
+    fn hand_out(&self, meter: &Meter) -> (u32, u32) {
         let index = self.len.fetch_add(1, Ordering::Relaxed); // only uniqueness matters; the caller publishes the element
-        let (segment, _, size) = locate(index);
-        if self.segments[segment].get().is_none() {
+        let (segment, offset, size) = locate(index, BITS);
+        let place = &self.segments[segment as usize];
+        if place.get().is_none() {
             let fresh: Box<[T]> = (0..size).map(|_| T::default()).collect();
-            if self.segments[segment].set(fresh).is_ok() {
-                meter.add(size * size_of::<T>());
+            if place.set(fresh).is_ok() {
+                meter.add(size as usize * size_of::<T>());
             }
         }
-        index
+        (index, segment << BITS | offset)
     }
 
     pub(crate) fn len(&self) -> u32 {
@@ -82,28 +94,35 @@ mod tests {
 
     #[test]
     fn segments_tile_the_index_space() {
-        let mut expected = (0, 0);
-        for index in 0..10_000 {
-            let (segment, offset, size) = locate(index);
-            assert_eq!((segment, offset), expected);
-            expected = if offset + 1 == size {
-                (segment + 1, 0)
-            } else {
-                (segment, offset + 1)
-            };
+        for bits in [3, 5, 8] {
+            let mut expected = (0, 0);
+            for index in 0..20_000 {
+                let (segment, offset, size) = locate(index, bits);
+                assert_eq!((segment, offset), expected);
+                assert!(size <= 1 << bits);
+                expected = if offset + 1 == size {
+                    (segment + 1, 0)
+                } else {
+                    (segment, offset + 1)
+                };
+            }
         }
-        let (segment, _, _) = locate(u32::MAX - (1 << BASE));
-        assert_eq!(segment, SEGMENTS - 1);
     }
 
     #[test]
     fn growth_keeps_elements_and_counts_bytes() {
-        let (arena, meter) = (Arena::<AtomicU32>::new(), Meter::default());
+        let (arena, meter) = (Arena::<AtomicU32, 6>::new(), Meter::default());
+        let mut names = Vec::new();
         for i in 0..1000 {
-            assert_eq!(arena.push(&meter), i);
-            arena.get(i).store(i * 3, Ordering::Relaxed);
+            let name = arena.push(&meter);
+            arena.get(name).store(i * 3, Ordering::Relaxed);
+            names.push(name);
         }
-        assert!((0..1000).all(|i| arena.get(i).load(Ordering::Relaxed) == i * 3));
+        assert!(names.is_sorted());
+        for (i, &name) in (0..).zip(&names) {
+            assert_eq!(arena.get(name).load(Ordering::Relaxed), 3 * i);
+            assert_eq!(arena.nth(i).load(Ordering::Relaxed), 3 * i);
+        }
         let elements = meter.bytes() / size_of::<AtomicU32>();
         assert!(
             (1000..1300).contains(&elements),

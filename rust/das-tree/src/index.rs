@@ -345,11 +345,13 @@ impl Tree {
                 (node.position(), node.recent())
             }
         };
-        let depth = self.nodes.get(at.node).depth() + at.along;
+        let above = self.nodes.get(at.node).depth();
+        let depth = above + at.along;
         let new = NewNode {
             position: first,
             depth,
             parent: at.node,
+            above,
             count,
             recent: last,
         };
@@ -358,7 +360,7 @@ impl Tree {
         self.nodes
             .insert(fresh, edge, count, &self.text, &self.meter);
         if let Child::Node(node) = child {
-            self.nodes.get(node).move_below(fresh);
+            self.nodes.get(node).move_below(fresh, depth);
         }
         fresh
     }
@@ -376,11 +378,11 @@ impl Tree {
                 .expect("an active point is in the tree");
             match child {
                 Child::Leaf(position) => {
-                    let (depth, parent) = (self.max_depth, at.node);
                     let new = NewNode {
                         position,
-                        depth,
-                        parent,
+                        depth: self.max_depth,
+                        parent: at.node,
+                        above: self.nodes.get(at.node).depth(),
                         count: self.text.weight(position),
                         recent: position,
                     };

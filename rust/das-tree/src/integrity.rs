@@ -93,7 +93,7 @@ impl Tree {
                 }
                 Child::Node(child) => {
                     let below = self.nodes.get(child);
-                    if below.parent() != id || below.depth() <= depth {
+                    if below.above() != (id, depth) || below.depth() <= depth {
                         return fail("a child does not agree to be one");
                     }
                     self.check_node(child, reached, leaves)?;

@@ -7,7 +7,7 @@
 use std::num::NonZeroU64;
 
 use crate::{
-    id::{Child, NodeId, Pos, ROOT, Token},
+    id::{Child, NONE, NodeId, Pos, ROOT, Token},
     tree::Tree,
 };
 
@@ -183,10 +183,38 @@ impl Tree {
     /// indexing the text that put the string there and has not come to its suffix.
     pub(crate) fn suffix(&self, at: &Locus) -> Option<Locus> {
         let depth = at.depth().checked_sub(1)?;
+        if let Child::Node(below) = self.below(at) {
+            let link = self.nodes.get(below).link();
+            if link != NONE {
+                return Some(self.climb(link, depth));
+            }
+        }
         let node = self.nodes.get(at.node());
         let text = at.edge().map_or_else(|| node.position(), |way| way.start);
-        // A link is unset (zero, the root) at the root, at the depth cap and for a moment in a new node: go down from there.
+        // A link is unset (zero, the root) at the root and for a moment in a new node: go down from there.
         self.descend(node.link(), depth, |i| self.text.token(text, i + 1))
+    }
+
+    /// The place at `depth` on the way from the root to a node that is not above it.
+    fn climb(&self, mut id: NodeId, depth: u32) -> Locus {
+        loop {
+            let node = self.nodes.get(id);
+            if node.depth() == depth {
+                return Locus::at(id, depth);
+            }
+            let (parent, above) = node.above();
+            // A split may just have put a node between which the parent does not name yet: then that is passed over.
+            if above >= depth && self.nodes.get(parent).depth() >= depth {
+                id = parent;
+                continue;
+            }
+            let way = Way {
+                below: Child::Node(id),
+                start: node.position(),
+                end: node.depth(),
+            };
+            return Locus::on(parent, way, depth);
+        }
     }
 
     /// Goes down from `node` to `depth` along a string all of which, but perhaps for its last token, is known to be in the

@@ -30,12 +30,44 @@ pub(crate) struct Node {
     /// do not depend on the order in which texts that grow side by side are indexed.
     position: AtomicU32,
     recent: AtomicU32,
-    /// The node above. Used only by whoever indexes.
+    /// The node above.
     parent: AtomicU32,
     /// The [`Wide`] of a node with more than four edges, else `NONE`.
     wide: AtomicU32,
-    /// Length of the string, in the low 8 bits (set once); number of edges, in the others.
+    /// See [`Shape`].
     shape: AtomicU32,
+}
+
+/// Length of a node's string (set once), of that of the node above, and the number of edges, as far as 19 bits tell.
+#[derive(Clone, Copy)]
+struct Shape(u32);
+
+impl Shape {
+    const EDGE: u32 = 1 << 13;
+
+    fn new(depth: u32, above: u32) -> Self {
+        Self(depth | above << 7)
+    }
+
+    fn depth(self) -> u32 {
+        self.0 & 0x7f
+    }
+
+    fn above(self) -> u32 {
+        self.0 >> 7 & 0x3f
+    }
+
+    fn degree(self) -> u32 {
+        self.0 / Self::EDGE
+    }
+
+    fn below(self, above: u32) -> Self {
+        Self(self.0 & !(0x3f << 7) | above << 7)
+    }
+
+    fn with_edge(self) -> Self {
+        Self(self.0.checked_add(Self::EDGE).unwrap_or(self.0))
+    }
 }
 
 /// What a node with more than four edges has besides: the first block of the trie of the others, and its top followers.
@@ -64,17 +96,23 @@ pub(crate) struct NewNode {
     pub(crate) position: Pos,
     pub(crate) depth: u32,
     pub(crate) parent: NodeId,
+    /// The depth of the parent.
+    pub(crate) above: u32,
     pub(crate) count: u64,
     pub(crate) recent: Pos,
 }
 
 impl Node {
+    fn shape(&self) -> Shape {
+        Shape(self.shape.load(Ordering::Relaxed)) // of what it tells, see each
+    }
+
     pub(crate) fn depth(&self) -> u32 {
-        self.shape.load(Ordering::Relaxed) & 0xff // set before the node was published
+        self.shape().depth() // set before the node was published
     }
 
     pub(crate) fn degree(&self) -> u32 {
-        self.shape.load(Ordering::Relaxed) >> 8 // to a reader a statistic
+        self.shape().degree() // to a reader a statistic
     }
 
     /// Start of the first counted occurrence.
@@ -91,8 +129,15 @@ impl Node {
         self.recent.load(Ordering::Acquire) // pairs with `note`: the text there is visible
     }
 
+    /// The node above: to a reader, one that is or was.
     pub(crate) fn parent(&self) -> NodeId {
-        self.parent.load(Ordering::Relaxed) // read by whoever indexes, or when nobody does
+        self.parent.load(Ordering::Acquire) // pairs with `move_below`: what a split put there is visible
+    }
+
+    /// The node above, and a depth it does not exceed: its own, or that of one a split has just put between.
+    pub(crate) fn above(&self) -> (NodeId, u32) {
+        let parent = self.parent(); // first: the depth is at least as new
+        (parent, self.shape().above())
     }
 
     pub(crate) fn link(&self) -> NodeId {
@@ -103,9 +148,11 @@ impl Node {
         self.link.store(target, Ordering::Release); // pairs with `link`
     }
 
-    /// Notes that the node now hangs below `parent`.
-    pub(crate) fn move_below(&self, parent: NodeId) {
-        self.parent.store(parent, Ordering::Relaxed); // only whoever indexes reads it
+    /// Notes that the node now hangs below `parent`, at a depth.
+    pub(crate) fn move_below(&self, parent: NodeId, depth: u32) {
+        let shape = self.shape().below(depth);
+        self.shape.store(shape.0, Ordering::Relaxed); // one writer; published with the parent
+        self.parent.store(parent, Ordering::Release); // pairs with `parent`
     }
 
     /// Counts an occurrence that starts at `start`. The gain may be negative, in two's complement: the occurrence takes the
@@ -137,9 +184,9 @@ impl Node {
 /// All nodes of a tree and their edges.
 #[derive(Debug)]
 pub(crate) struct Nodes {
-    nodes: Arena<Node>,
-    wides: Arena<Wide>,
-    blocks: Arena<Block>,
+    nodes: Arena<Node, 24>,
+    wides: Arena<Wide, 24>,
+    blocks: Arena<Block, 24>,
 }
 
 /// Reads an edge slot.
@@ -178,7 +225,8 @@ impl Nodes {
         let node = self.nodes.get(id);
         node.position.store(new.position, Ordering::Relaxed); // this and the next four: published by the edge to the node
         node.recent.store(new.recent, Ordering::Relaxed);
-        node.shape.store(new.depth, Ordering::Relaxed);
+        let shape = Shape::new(new.depth, new.above);
+        node.shape.store(shape.0, Ordering::Relaxed);
         node.parent.store(new.parent, Ordering::Relaxed);
         node.count.store(new.count, Ordering::Relaxed);
         id
@@ -236,10 +284,8 @@ impl Nodes {
             self.insert_in_trie(&wide.block, edge, meter);
             wide.raise(edge.token, counted);
         }
-        node.shape.store(
-            node.shape.load(Ordering::Relaxed) + 0x100,
-            Ordering::Relaxed,
-        ); // one writer; a statistic
+        let shape = node.shape().with_edge();
+        node.shape.store(shape.0, Ordering::Relaxed); // one writer; a statistic
     }
 
     /// The node's [`Wide`], made now if it has none.

@@ -15,8 +15,10 @@ use crate::{
 pub(crate) const CHUNK: u32 = if cfg!(loom) { 4 } else { 64 };
 /// Longest sequence, markers included: its length shares a word with the active point.
 pub(crate) const MAX_SEQUENCE: usize = (1 << 24) - 1;
-/// Chunks a tree may have: positions have 31 bits.
-const MAX_CHUNKS: u32 = 1 << 25;
+/// Chunks a tree may have: of as many tokens all nodes have names.
+const MAX_CHUNKS: u32 = 1 << 23;
+/// Names of chunks have 25 bits, so positions have 31.
+const CHUNK_BITS: u32 = if cfg!(loom) { 8 } else { 18 };
 
 /// 64 consecutive tokens of one sequence.
 #[derive(Debug)]
@@ -117,8 +119,8 @@ impl Record {
 /// All sequences' tokens.
 #[derive(Debug)]
 pub(crate) struct Text {
-    chunks: Arena<Chunk>,
-    records: Arena<Record>,
+    chunks: Arena<Chunk, CHUNK_BITS>,
+    records: Arena<Record, 24>,
     /// Made when the first distribution comes.
     log: OnceLock<Box<KnownLog>>,
     /// The weight of all sequences if they have the same, [`MIXED`] if not.
@@ -142,7 +144,7 @@ impl Text {
     }
 
     pub(crate) fn record(&self, id: SeqId) -> &Record {
-        self.records.get(id)
+        self.records.nth(id)
     }
 
     pub(crate) fn sequences(&self) -> u32 {
@@ -151,7 +153,7 @@ impl Text {
 
     /// A new sequence each of whose occurrences counts `weight`.
     pub(crate) fn open(&self, weight: u64, meter: &Meter) -> SeqId {
-        let id = self.records.push(meter);
+        let id = self.records.push_nth(meter);
         self.record(id).weight.store(weight, Ordering::Relaxed); // published by the first store of `len`
         // Relaxed: who sees an occurrence in this sequence has acquired, by way of its first length, what is stored here.
         let known = self.common_weight.compare_exchange(

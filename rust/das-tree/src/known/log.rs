@@ -17,8 +17,8 @@ const PER_WORD: u32 = 16;
 /// The side logs of all chunks of a tree.
 #[derive(Debug)]
 pub(crate) struct KnownLog {
-    chunks: Arena<KnownChunk>,
-    pages: Arena<Page>,
+    chunks: Arena<KnownChunk, 24>,
+    pages: Arena<Page, 24>,
 }
 
 /// The side log of one chunk. A reader looks only at what belongs to tokens already published.
