@@ -45,6 +45,8 @@ WEAKENINGS = (
     relaxed("edge: load", "node.rs", "slot.load(Ordering::Acquire) // pairs with `publish`"),
     relaxed("suffix link: set", "node.rs", "self.link.store(target, Ordering::Release)"),
     relaxed("suffix link: get", "node.rs", "self.link.load(Ordering::Acquire)"),
+    relaxed("node above: set", "node.rs", "self.parent.store(parent, Ordering::Release)"),
+    relaxed("node above: get", "node.rs", "self.parent.load(Ordering::Acquire)"),
     relaxed("wide: publish", "node.rs", "node.wide.store(fresh, Ordering::Release)"),
     relaxed("wide: find", "node.rs", "wide.load(Ordering::Acquire); // pairs with `widen`: the block is visible"),
     relaxed("wide: followers", "node.rs", "wide.load(Ordering::Acquire); // pairs with `widen`: the list is visible"),

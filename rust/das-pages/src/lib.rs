@@ -15,6 +15,25 @@ pub const HUGE: usize = 2 << 20;
 /// Bytes that memory is given out by, at least.
 const PAGE: usize = 4096;
 
+/// Asks for the cache line in which something begins, and does not wait for it.
+#[inline(always)]
+pub fn fetch<T>(place: &T) {
+    let place = std::ptr::from_ref(place);
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which reads nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(place.cast());
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = place;
+}
+
 /// Words that are zero at first. As many as about fill [`HUGE`] bytes, or a multiple of it, waste nothing.
 pub struct Words {
     first: NonNull<AtomicU32>,

@@ -47,7 +47,7 @@ impl<T: Default, const BITS: u32> Arena<T, BITS> {
     #[inline]
     pub(crate) fn get(&self, name: u32) -> &T {
         let (segment, offset) = (name >> BITS, name & ((1 << BITS) - 1));
-        &self.segments[segment as usize]
+        &self.segments[segment as usize % SEGMENTS]
             .get()
             .expect("a name is published only after its segment")[offset as usize]
     }

@@ -12,7 +12,7 @@ use crate::{
     id::{NONE, Token},
     latest::Observation,
     mixture::Mixture,
-    sync::{AtomicU32, OnceLock, Ordering, Words, fence},
+    sync::{AtomicU32, OnceLock, Ordering, Words, fence, fetch},
     trust::Trust,
 };
 
@@ -33,6 +33,8 @@ const SEEN: usize = 1;
 const KEY: usize = 2;
 /// Words of a bucket: the heads of its rows, which are a cache line, then the entries of each, which are another.
 const BUCKET: usize = WAYS * (HEAD + ENTRIES);
+/// Words of a cache line.
+const LINE: usize = 16;
 /// Buckets to spare for threads that race for a slot.
 const SPARE: usize = if cfg!(loom) { 2 } else { 64 };
 /// Buckets in a slab, which fills a huge page.
@@ -143,12 +145,17 @@ impl Backoff {
         row.is_some_and(|row| row.read(key, mixture))
     }
 
-    /// Reads a little of the row in which a context is or would be learned, so that the memory of several is fetched at once:
-    /// the exchange that takes a row waits for all that is read before it.
-    pub(crate) fn touch(&self, key: Key) {
-        if let Some(bucket) = self.made_bucket(key) {
-            let entry = &bucket.find_or_give(key).entries[0];
-            std::hint::black_box(entry.load(Ordering::Relaxed)); // nothing comes of it
+    /// Asks for the memory that tells where a context's bucket is.
+    pub(crate) fn fetch_slot(&self, key: Key) {
+        if let Some(slot) = self.slots.get().and_then(|slots| self.slot(slots, key)) {
+            fetch(slot);
+        }
+    }
+
+    /// Asks for the memory of a context's bucket, which is told where [`Self::fetch_slot`] has asked.
+    pub(crate) fn fetch(&self, key: Key) {
+        if let Some(Bucket(words)) = self.made_bucket(key) {
+            words.chunks(LINE).for_each(|line| fetch(&line[0]));
         }
     }
 

@@ -6,11 +6,15 @@
 //! of evidence, two, three and more. A knot moves by how far what came was from what the table said, so that the line through
 //! the knots is fitted and not blurred. It begins with the identity.
 
-use crate::ratio::Ratio;
+use std::f64::consts::E;
+
+use crate::{log::ln, ratio::Ratio};
 
 /// Knots at whole log-odds from -6 to 6.
 const KNOTS: usize = 13;
 const RANGE: f32 = 6.0;
+/// The odds at the first knot, e^-6, and from one to the next.
+const LEAST_ODDS: f64 = 1.0 / (E * E * E * E * E * E);
 /// Groups by agreement.
 const VOICES: usize = 4;
 /// Observations the identity stands for at each knot, and how many are remembered.
@@ -32,7 +36,7 @@ struct Place {
 
 fn place(estimate: f32, voices: u32) -> Place {
     let odds = estimate / (1.0 - estimate).max(1e-6);
-    let at = odds.ln().clamp(-RANGE, RANGE) + RANGE;
+    let at = ln(odds).clamp(-RANGE, RANGE) + RANGE;
     let knot = (at as usize).min(KNOTS - 2);
     let group = (voices.max(1) as usize - 1).min(VOICES - 1);
     Place {
@@ -44,8 +48,8 @@ fn place(estimate: f32, voices: u32) -> Place {
 impl Default for Calibration {
     fn default() -> Self {
         let knot = |knot: usize| {
-            let odds = ((knot % KNOTS) as f32 - RANGE).exp();
-            Ratio::new(odds / (1.0 + odds), PRIOR)
+            let odds = (0..knot % KNOTS).fold(LEAST_ODDS, |odds, _| odds * E);
+            Ratio::new((odds / (1.0 + odds)) as f32, PRIOR)
         };
         Self {
             knots: (0..VOICES * KNOTS).map(knot).collect(),

@@ -16,7 +16,7 @@ pub(crate) mod insight;
 use crate::{
     blend::{Blend, Share, Source},
     id::Token,
-    locus::{Evidence, Locus},
+    locus::{Ahead, Evidence, Locus},
     node::TOP,
     noise::Coupling,
     own::OCCURRENCES,
@@ -25,7 +25,7 @@ use crate::{
     tree::Tree,
     trust::Trust,
 };
-use insight::{Insight, Merge, Sources};
+use insight::{Insight, Merge, RowContext, Sources};
 
 /// Contexts collected per source.
 const CONTEXTS: usize = 6;
@@ -408,9 +408,16 @@ impl Scratch {
                 });
             }
         }
-        for i in parent.contexts {
+        // All look before the first one goes: so the memory of where they go is fetched at once.
+        let tree = view.sources.tree;
+        let mut ahead = [Ahead::Nowhere; CONTEXTS];
+        let contexts = &self.contexts[parent.contexts.clone()];
+        for (ahead, context) in ahead.iter_mut().zip(contexts) {
+            *ahead = tree.look(&context.locus, node.token);
+        }
+        for (i, ahead) in parent.contexts.zip(ahead) {
             let Context { locus, length } = self.contexts[i];
-            if let Some(locus) = view.sources.tree.step(&locus, node.token) {
+            if let Some(locus) = tree.go(&locus, ahead) {
                 self.contexts.push(Context { locus, length });
             }
         }
@@ -464,41 +471,69 @@ impl Scratch {
     fn estimate(&mut self, view: &View, probability: f32, least: f32) {
         let lore = &view.sources.tree.lore;
         self.evidence.clear();
+        let depth = self.open.last().expect("a node was opened").depth;
+        // Of the first node all is heard, to learn from it; below, only what may still matter.
+        let matters = |left: f32| depth == 0 || probability * left >= least;
+        let rows = self.rows(view);
+        self.fetch_evidence(view, if matters(1.0) { &rows } else { &[] });
         if view.informed {
             self.blend.clear(view.sources.tree.unit());
             self.ask(view);
         } else {
             self.mix(view);
-            if lore.shared {
-                self.evidence
-                    .counted(self.blend.shares(), self.blend.left());
+            if !lore.shared {
+                return;
             }
+            self.evidence
+                .counted(self.blend.shares(), self.blend.left());
         }
         let trust = &lore.backoff.trust;
         let mut blended = self.blend_evidence(trust, 0);
         let node = self.open.last_mut().expect("a node was opened");
         node.foreseen = self.evidence.foreseen();
-        let (last, instead, depth) = (node.last, node.instead, node.depth);
-        // Of the first node all is heard, to learn from it; below, only what may still matter.
-        let matters = |blend: &Blend| depth == 0 || probability * blend.left() >= least;
-        let rejected = insight::rejected_contexts(lore.problem, last).into_iter();
-        let rejected = rejected.filter(|_| lore.rejected && view.informed);
-        let shared = insight::shared_contexts(last).into_iter();
-        let shared = shared.filter(|_| lore.shared);
-        let beside = insight::beside_context(lore, last[2], instead).filter(|_| view.informed);
-        for context in rejected.chain([beside]).chain(shared).flatten() {
-            if !matters(&self.blend) {
+        for context in rows.into_iter().flatten() {
+            if !matters(self.blend.left()) {
                 break;
             }
             self.evidence.add_row(&view.sources, context, depth);
             blended = self.blend_evidence(trust, blended);
         }
-        if view.informed && matters(&self.blend) {
+        if view.informed && matters(self.blend.left()) {
             let (recent, depths) = (&mut self.recent, &mut self.recent_depths);
             self.evidence
                 .add_recent(&view.sources, depth, recent, depths);
             self.blend_evidence(trust, blended);
         }
+    }
+
+    /// The rows that tell of the node opened last, in the order they are asked.
+    fn rows(&self, view: &View) -> [Option<RowContext>; 6] {
+        let lore = &view.sources.tree.lore;
+        let &Open { last, instead, .. } = self.open.last().expect("a node was opened");
+        let [longer, shorter] = match view.informed && lore.rejected {
+            true => insight::rejected_contexts(lore.problem, last),
+            false => [None; 2],
+        };
+        let beside = insight::beside_context(lore, last[2], instead).filter(|_| view.informed);
+        let [apart, pair, single] = match lore.shared {
+            true => insight::shared_contexts(last),
+            false => [None; 3],
+        };
+        [longer, shorter, beside, apart, pair, single]
+    }
+
+    /// Asks for the memory of the evidence about the node opened last, all of it at once: to wait for one piece after the other
+    /// would take longer than all else.
+    fn fetch_evidence(&self, view: &View, rows: &[Option<RowContext>]) {
+        let (tree, backoff) = (view.sources.tree, &view.sources.tree.lore.backoff);
+        let keys = || rows.iter().flatten().map(|&(key, ..)| key);
+        keys().for_each(|key| backoff.fetch_slot(key));
+        if !view.informed {
+            let node = self.open.last().expect("a node was opened");
+            let contexts = self.contexts[node.contexts.clone()].iter();
+            contexts.for_each(|context| tree.fetch_followers(&context.locus));
+        }
+        keys().for_each(|key| backoff.fetch(key));
     }
 
     /// Blends the evidence from a level on; returns how many levels there are.

@@ -5,7 +5,7 @@ use crate::{
     baton::{FAIR, MUCH},
     id::{Child, Edge, NONE, NodeId, Pos, ROOT, SeqId, Token},
     node::{NewNode, publish},
-    sync::Ordering,
+    sync::{Ordering, fetch},
     text::{Active, CHUNK, Record},
     tree::Tree,
 };
@@ -415,6 +415,8 @@ impl Tree {
     fn count_up(&self, mut id: NodeId, start: Pos, gain: u64) {
         let mut node = self.nodes.get(id);
         loop {
+            // Where the next shorter suffix will be counted.
+            fetch(self.nodes.get(node.link()));
             node.add_occurrence(start, gain);
             if id == ROOT {
                 return;

@@ -59,6 +59,7 @@ mod integrity;
 mod known;
 mod latest;
 mod locus;
+mod log;
 mod meter;
 mod mixture;
 mod node;

@@ -8,6 +8,7 @@ use std::num::NonZeroU64;
 
 use crate::{
     id::{Child, NONE, NodeId, Pos, ROOT, Token},
+    sync::fetch,
     tree::Tree,
 };
 
@@ -31,6 +32,16 @@ struct Way {
     start: Pos,
     /// The depth at which the label ends: at the node below, or where a leaf's text ends for now.
     end: u32,
+}
+
+/// Where a step goes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ahead {
+    Nowhere,
+    /// Along the edge.
+    Along,
+    /// Into an edge that leads there.
+    Into(Child),
 }
 
 const NEVER_ZERO: u64 = 1 << 48;
@@ -102,18 +113,7 @@ impl Tree {
 
     /// One token down.
     pub(crate) fn step(&self, at: &Locus, token: Token) -> Option<Locus> {
-        let depth = at.depth() + 1;
-        let Some(way) = at.edge() else {
-            let (_, child) = self.nodes.find(at.node(), token)?;
-            return Some(self.enter(at.node(), child, depth));
-        };
-        if self.label(&way, at.depth()) != Some(token) {
-            return None;
-        }
-        Some(match way.below {
-            Child::Node(node) if way.end == depth => Locus::at(node, depth),
-            _ => Locus::on(at.node(), way, depth),
-        })
+        self.go(at, self.look(at, token))
     }
 
     /// The place at `depth` on the edge from `node` to `below`.
@@ -193,6 +193,47 @@ impl Tree {
         let text = at.edge().map_or_else(|| node.position(), |way| way.start);
         // A link is unset (zero, the root) at the root and for a moment in a new node: go down from there.
         self.descend(node.link(), depth, |i| self.text.token(text, i + 1))
+    }
+
+    /// Asks for what [`Self::followers`] will read.
+    pub(crate) fn fetch_followers(&self, at: &Locus) {
+        if at.edge().is_none() {
+            self.nodes.fetch_followers(at.node());
+        }
+    }
+
+    /// The first half of [`Self::step`]: looks where it goes, and asks for what is there.
+    pub(crate) fn look(&self, at: &Locus, token: Token) -> Ahead {
+        let Some(way) = at.edge() else {
+            let Some((_, child)) = self.nodes.find(at.node(), token) else {
+                return Ahead::Nowhere;
+            };
+            if let Child::Node(below) = child {
+                fetch(self.nodes.get(below));
+            }
+            return Ahead::Into(child);
+        };
+        if self.label(&way, at.depth()) == Some(token) {
+            Ahead::Along
+        } else {
+            Ahead::Nowhere
+        }
+    }
+
+    /// The second half.
+    pub(crate) fn go(&self, at: &Locus, ahead: Ahead) -> Option<Locus> {
+        let depth = at.depth() + 1;
+        match (ahead, at.edge()) {
+            (Ahead::Nowhere, _) => None,
+            (Ahead::Into(child), _) => Some(self.enter(at.node(), child, depth)),
+            (Ahead::Along, way) => {
+                let way = way?;
+                Some(match way.below {
+                    Child::Node(node) if way.end == depth => Locus::at(node, depth),
+                    _ => Locus::on(at.node(), way, depth),
+                })
+            }
+        }
     }
 
     /// The place at `depth` on the way from the root to a node that is not above it.

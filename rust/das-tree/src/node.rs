@@ -8,7 +8,7 @@ use crate::{
     arena::Arena,
     id::{Child, Edge, NONE, NodeId, Pos, SUB_BLOCK, Token},
     meter::Meter,
-    sync::{AtomicU32, AtomicU64, Ordering},
+    sync::{AtomicU32, AtomicU64, Ordering, fetch},
     text::Text,
 };
 
@@ -379,6 +379,22 @@ impl Nodes {
         }
         let edges = self.inline_edges(id);
         out.extend(edges.map(|edge| (edge.token, self.child_count(edge.child, text))));
+    }
+
+    /// Asks for what [`Self::followers`] will read.
+    #[inline]
+    pub(crate) fn fetch_followers(&self, id: NodeId) {
+        if let Some(wide) = self.wide(id) {
+            fetch(&wide.counts);
+            fetch(&wide.tokens);
+            fetch(&wide.block);
+            return;
+        }
+        for edge in self.inline_edges(id) {
+            if let Child::Node(below) = edge.child {
+                fetch(self.nodes.get(below));
+            }
+        }
     }
 
     /// What a node with more than four edges has besides.

@@ -7,7 +7,7 @@
 
 use das_noise::{murmur, row_state};
 
-use crate::id::Token;
+use crate::{id::Token, log::ln};
 
 /// What is known of how the target will pick a request's next tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,7 +57,7 @@ const LEAST_TAIL: f32 = 1e-4;
 fn wait(state: u32, token: Token) -> f32 {
     // As SGLang's `-log(hash / (2^32 - 1))`, which is clamped above zero.
     let below = f64::from(murmur(state, token)) / f64::from(u32::MAX);
-    (-(below as f32).ln()).clamp(2.4e-10, 1e30)
+    (-ln(below as f32)).clamp(2.4e-10, 1e30)
 }
 
 /// How likely each of some tokens is to be picked, by a target with these probabilities, under these dice: exactly known for

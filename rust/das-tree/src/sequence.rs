@@ -22,8 +22,8 @@ use crate::{
 /// Tokens of a long prompt that one call takes in.
 pub(crate) const TAKEN_IN: usize = 4096;
 
-/// Tokens whose rows over all problems are fetched together.
-const AT_ONCE: usize = 16;
+/// Tokens whose rows over all problems are fetched together: a few hundred cache lines.
+const AT_ONCE: usize = 8;
 
 /// A sequence that grows: the handle of one running rollout.
 ///
@@ -415,7 +415,10 @@ impl Running {
         };
         for first in (self.shared..end).step_by(AT_ONCE) {
             let new = || (first..end.min(first + AT_ONCE)).filter(|&output| self.is_new(output));
-            new().flat_map(keys).for_each(|key| lore.backoff.touch(key));
+            new()
+                .flat_map(keys)
+                .for_each(|key| lore.backoff.fetch_slot(key));
+            new().flat_map(keys).for_each(|key| lore.backoff.fetch(key));
             for output in new() {
                 let seen = self.sources().observation(self.prompt + output);
                 keys(output).for_each(|key| lore.backoff.learn(key, &seen));

@@ -18,6 +18,9 @@ pub(crate) use modelled::OnceLock;
 #[cfg(not(any(loom, tsan)))]
 pub(crate) use std::sync::OnceLock;
 
+/// Asks for memory that is about to be read.
+pub(crate) use das_pages::fetch;
+
 /// Words that are zero at first, in huge pages.
 #[cfg(not(loom))]
 pub(crate) use das_pages::Words;

@@ -287,6 +287,33 @@ fn split_vs_draft() {
     });
 }
 
+/// From a context on an edge the shorter one is reached by way of what is below it, and found whether or not a split has just
+/// put a node there.
+#[test]
+fn split_vs_suffix() {
+    model(|| {
+        let tree = tree();
+        sequence(&tree, &[1, 2, 3, 4, 1, 2, 3, 6, 2, 3]).close();
+        let second = sequence(&tree, &[2]);
+        let reader = {
+            let tree = Arc::clone(&tree);
+            loom::thread::spawn(move || {
+                let options = DraftOptions {
+                    max_nodes: 1,
+                    ..DraftOptions::default()
+                };
+                let draft = tree.draft(&[1, 2], &options).unwrap();
+                // With the context of length 2 alone it would be 0.33.
+                assert_eq!(draft.tokens, [3]);
+                assert!(draft.probabilities[0] > 0.5, "{draft:?}");
+            })
+        };
+        second.append(&[5]).unwrap();
+        reader.join().unwrap();
+        tree.check_integrity().unwrap();
+    });
+}
+
 /// A running sequence drafts while another takes its leaf over and goes on: what the other adds may show or not.
 #[test]
 fn takeover_vs_draft() {
