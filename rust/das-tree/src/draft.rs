@@ -8,13 +8,13 @@
 use std::{
     cell::RefCell,
     cmp::{Ordering, Reverse},
-    collections::BinaryHeap,
 };
 
 pub(crate) mod insight;
 
 use crate::{
     blend::{Blend, Share, Source},
+    frontier::Frontier,
     id::Token,
     locus::{Ahead, Evidence, Locus},
     node::TOP,
@@ -184,7 +184,7 @@ struct Scratch {
     lengths: Vec<u32>,
     shared_totals: Vec<i64>,
     open: Vec<Open>,
-    heap: BinaryHeap<Candidate>,
+    frontier: Frontier<Candidate>,
     /// Followers of a context: in the own text, in the part of it that the tree has too, in the tree.
     own: Tally<u64>,
     shared: Tally<u64>,
@@ -362,7 +362,7 @@ impl Scratch {
         draft.clear();
         self.collect_contexts(view, start);
         self.open.clear();
-        self.heap.clear();
+        self.frontier.clear(options.max_nodes);
         self.evidence.clear();
         self.expected.clear();
         self.recent_depths = 0;
@@ -380,7 +380,7 @@ impl Scratch {
             self.push_children(view, -1, 1.0, options);
         }
         std::mem::swap(&mut self.evidence, &mut self.expected);
-        while let Some(best) = self.heap.pop() {
+        while let Some(best) = self.frontier.pop() {
             draft.tokens.push(best.token);
             draft.parents.push(best.parent);
             draft.probabilities.push(best.probability);
@@ -458,11 +458,11 @@ impl Scratch {
         });
         let children = children.filter(|child| child.probability >= options.min_probability);
         match options.shape {
-            Shape::Tree => children.for_each(|child| self.heap.push(child)),
+            Shape::Tree => children.for_each(|child| self.frontier.push(child)),
             Shape::Chain => children
                 .max()
                 .into_iter()
-                .for_each(|best| self.heap.push(best)),
+                .for_each(|best| self.frontier.push(best)),
         }
     }
 

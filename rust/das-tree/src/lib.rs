@@ -52,6 +52,7 @@ mod blend;
 mod calibration;
 mod draft;
 mod error;
+mod frontier;
 mod history;
 mod id;
 mod index;

@@ -88,11 +88,17 @@ impl KnownLog {
             len: size as u8,
             ..Distribution::default()
         };
-        for (i, at) in (first..first + size as u32).enumerate() {
+        let end = first + size as u32;
+        let mut at = first;
+        while at < end {
             let page = chunk.pages[(at / PAGE) as usize].load(Ordering::Relaxed);
-            let entry = self.pages.get(page).0[(at % PAGE) as usize].load(Ordering::Relaxed);
-            distribution.tokens[i] = entry >> 8;
-            distribution.probabilities[i] = entry as u8;
+            let page = &self.pages.get(page).0[(at % PAGE) as usize..];
+            for entry in page.iter().take((end - at) as usize) {
+                let (i, entry) = ((at - first) as usize, entry.load(Ordering::Relaxed));
+                distribution.tokens[i] = entry >> 8;
+                distribution.probabilities[i] = entry as u8;
+                at += 1;
+            }
         }
         distribution
     }
