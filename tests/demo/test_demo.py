@@ -30,7 +30,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def demo(folder: Path, kinds: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(folder, kinds, *options), capture_output=True, text=True, timeout=60, env=environment(folder)
+        command(folder, kinds, *options), capture_output=True, text=True, timeout=120, env=environment(folder)
     )
 
 
@@ -158,7 +158,7 @@ def test_interrupts_leave_no_process_behind(folder, number):
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # the tests may run where it is ignored
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while sum(file.read_text().count("\n") for file in folder.glob("*.jsonl")) < 10:  # well into the epochs
         assert time.monotonic() < deadline
         assert process.poll() is None
@@ -167,7 +167,7 @@ def test_interrupts_leave_no_process_behind(folder, number):
     process.send_signal(number)
     time.sleep(0.3)
     process.send_signal(number)  # the impatient user's second Ctrl-C must not stop the clean-up
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     assert b"interrupted" in stderr
     assert processes_of(folder) == []
@@ -181,13 +181,13 @@ def test_a_hangup_under_nohup_is_ignored(folder):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not list(folder.glob("*.jsonl")):  # the servers are up, so the handlers are in place
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGHUP)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     assert "Every rollout is token for token" in stdout
 

@@ -53,7 +53,7 @@ def test_history_goes_from_server_to_server(servers, model, file):
         assert state["snapshot"]["loaded"]
         assert 0 < state["problems"] <= state["history"]["problems"]
         assert accepted_by(das, WANTED, wanted) > cold
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while das.das()["snapshot"]["saved"] < 2:
             assert time.monotonic() < deadline
             assert das.tokens(WANTED) == wanted
