@@ -191,7 +191,7 @@ impl Tree {
         }
         let node = self.nodes.get(at.node());
         let text = at.edge().map_or_else(|| node.position(), |way| way.start);
-        // A link is unset (zero, the root) at the root and for a moment in a new node: go down from there.
+        // A link is unset (zero, the root) at the root, at the depth cap and for a moment in a new node: go down from there.
         self.descend(node.link(), depth, |i| self.text.token(text, i + 1))
     }
 
