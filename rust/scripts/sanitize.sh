@@ -6,6 +6,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export RUSTC_BOOTSTRAP=1
+# The suppressions name functions, which line tables alone do not do where they are inlined.
+export CARGO_PROFILE_DEV_DEBUG=full CARGO_PROFILE_TEST_DEBUG=full
 export TSAN_OPTIONS="suppressions=$PWD/rust/scripts/tsan-suppressions.txt"
 host=$(rustc -vV | sed -n 's/^host: //p')
 
