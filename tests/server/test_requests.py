@@ -57,9 +57,13 @@ def are_beginnings_of(expected, answers):
 
 def cut_short(requests, answers):
     """The requests, to stop one token after the longest of the answers."""
-    length = 1 + max(len(answer["output_ids"]) for answer in answers)
+    return of_length(requests, 1 + max(len(answer["output_ids"]) for answer in answers))
+
+
+def of_length(requests, tokens):
+    """The requests, to stop after so many tokens."""
     return [
-        {**request, "sampling_params": {**request["sampling_params"], "max_new_tokens": length}} for request in requests
+        {**request, "sampling_params": {**request["sampling_params"], "max_new_tokens": tokens}} for request in requests
     ]
 
 
@@ -155,9 +159,7 @@ def test_aborted_rollouts_go_on_where_they_stopped(servers):
         sampling = {**request["sampling_params"], "max_new_tokens": whole - len(tokens)}
         rest.append({"input_ids": [*request["input_ids"], *tokens], "sampling_params": sampling})
     continued = das.tokens(rest)
-    expected = plain.tokens(
-        [{**request, "sampling_params": {**request["sampling_params"], "max_new_tokens": whole}} for request in wanted]
-    )
+    expected = plain.tokens(of_length(wanted, whole))
     assert [a + b for a, b in zip(partial, continued, strict=True)] == expected
     after = das.das()
     assert after["problems"] - before["problems"] == 12, "a continued rollout belongs to its prompt"

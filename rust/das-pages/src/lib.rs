@@ -4,6 +4,8 @@
 //! more so in a virtual machine, and knows some thousand pages at a time. Pages of 2 MB instead of 4 KB make that go away.
 //! Linux gives them to those who ask, for memory that begins and ends at their borders; elsewhere, or when there are none,
 //! this is memory like any other.
+//!
+//! And who knows some time before what will be read can ask for it ahead: [`fetch`].
 
 use std::{fmt, io, ops::Deref, ptr::NonNull, slice, sync::atomic::AtomicU32};
 

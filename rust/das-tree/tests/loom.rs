@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use das_tree::{DraftOptions, HistoryOptions, RolloutHistory, Sequence, Tree};
+use das_tree::{Draft, DraftOptions, HistoryOptions, RolloutHistory, Sequence, Tree};
 
 const PREEMPTIONS: usize = 3;
 
@@ -34,6 +34,14 @@ fn sequence(tree: &Arc<Tree>, tokens: &[u32]) -> Sequence {
     let sequence = tree.sequence(&[]).unwrap();
     sequence.append(tokens).unwrap();
     sequence
+}
+
+fn draft_one(tree: &Tree, text: &[u32]) -> Draft {
+    let options = DraftOptions {
+        max_nodes: 1,
+        ..DraftOptions::default()
+    };
+    tree.draft(text, &options).unwrap()
 }
 
 fn count(tree: &Tree, tokens: &[u32]) -> u32 {
@@ -267,15 +275,7 @@ fn split_vs_draft() {
         let reader = {
             let tree = Arc::clone(&tree);
             loom::thread::spawn(move || {
-                let draft = tree
-                    .draft(
-                        &[1, 2],
-                        &DraftOptions {
-                            max_nodes: 1,
-                            ..DraftOptions::default()
-                        },
-                    )
-                    .unwrap();
+                let draft = draft_one(&tree, &[1, 2]);
                 // With the context of length 2 alone it would be 0.2 at most.
                 assert_eq!(draft.tokens, [3]);
                 assert!(draft.probabilities[0] > 0.25, "{draft:?}");
@@ -298,11 +298,7 @@ fn split_vs_suffix() {
         let reader = {
             let tree = Arc::clone(&tree);
             loom::thread::spawn(move || {
-                let options = DraftOptions {
-                    max_nodes: 1,
-                    ..DraftOptions::default()
-                };
-                let draft = tree.draft(&[1, 2], &options).unwrap();
+                let draft = draft_one(&tree, &[1, 2]);
                 // With the context of length 2 alone it would be 0.33.
                 assert_eq!(draft.tokens, [3]);
                 assert!(draft.probabilities[0] > 0.5, "{draft:?}");
