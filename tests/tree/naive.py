@@ -90,12 +90,12 @@ def occurrences(text: list[int], string: list[int]) -> list[int]:
 
 
 def blend(levels: list[tuple[bool, int, Counter[int], int | None]]) -> dict[int, float]:
-    """Stick-breaking over contexts, longest first: up to four of each source with different totals."""
+    """Stick-breaking over contexts, longest first: up to three of each source with different totals."""
     shares: Counter[int] = Counter()
     mass, used, last = 1.0, Counter[bool](), Counter[bool]()
     for own, length, counts, latest in levels:
         total = counts.total()
-        if mass <= 0.01 or total in (0, last[own]) or used[own] == 4:
+        if mass <= 0.01 or total in (0, last[own]) or used[own] == 3:
             continue
         last[own] = total
         used[own] += 1

@@ -7,6 +7,7 @@ use crate::{
     error::Error,
     id::{Token, check_tokens},
     known::KnownRows,
+    pool,
     sequence::{Sequence, TAKEN_IN, check_rows},
     spread, sync,
 };
@@ -60,6 +61,8 @@ pub fn step_into(
 ) -> Result<(), Error> {
     SCRATCH.with(|scratch| {
         let Scratch { sequences, draft } = &mut *scratch.borrow_mut();
+        let spread = spread::pays(requests, width);
+        let _awake = spread.then(pool::wake);
         let taken_in = check(requests)?;
         drafts.clear(requests.len(), width);
         if !all_different(requests, sequences) {
@@ -78,7 +81,7 @@ pub fn step_into(
                 handle.learn(request.accepted, request.known);
             }
         };
-        if spread::pays(requests, width) {
+        if spread {
             return spread::step(requests, width, taken_in, learn, drafts);
         }
         for request in requests {

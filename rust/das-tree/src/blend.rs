@@ -11,8 +11,6 @@ use crate::{
     tally::Tally,
 };
 
-/// Contexts with different evidence that are mixed, per source.
-const LEVELS: u32 = 4;
 /// Unclaimed probability below which shorter contexts are not asked.
 const LEAST_MASS: f32 = 0.01;
 /// The least share of one's say that counts as naming a token.
@@ -44,8 +42,7 @@ pub(crate) struct Blend {
     shares: Tally<Share>,
     /// Probability nobody has claimed yet.
     mass: f32,
-    /// Per source: contexts mixed in, and the occurrences of the last.
-    levels: [u32; 2],
+    /// Per source: the occurrences of the last context mixed in.
     totals: [u64; 2],
     /// What an occurrence of full weight in the history counts.
     unit: u64,
@@ -56,7 +53,7 @@ impl Blend {
     pub(crate) fn clear(&mut self, unit: u64) {
         self.unit = unit;
         self.shares.clear();
-        (self.mass, self.levels, self.totals) = (1.0, [0; 2], [0; 2]);
+        (self.mass, self.totals) = (1.0, [0; 2]);
     }
 
     /// Estimated probability of each next token.
@@ -82,11 +79,6 @@ impl Blend {
         self.mass *= 1.0 - part;
     }
 
-    /// Whether a source has had its say.
-    pub(crate) fn is_full(&self, source: Source) -> bool {
-        self.levels[source as usize] == LEVELS
-    }
-
     /// Whether a context whose occurrences weigh so much says nothing that the last longer one of its source has not said:
     /// with the same weight they are the same ones.
     pub(crate) fn repeats(&self, source: Source, total: u64) -> bool {
@@ -103,7 +95,6 @@ impl Blend {
         latest: Option<Token>,
     ) {
         let Evidence { total, distinct } = evidence;
-        self.levels[source as usize] += 1;
         self.totals[source as usize] = total;
         let most = followers.iter().map(|&(_, count)| count).max();
         let dominant = float(most.unwrap_or(0)) > DOMINANT * float(total);

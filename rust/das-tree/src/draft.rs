@@ -27,8 +27,8 @@ use crate::{
 };
 use insight::{Insight, Merge, RowContext, Sources};
 
-/// Contexts collected per source.
-const CONTEXTS: usize = 6;
+/// Contexts collected per source; more gain a thousandth of the tokens, at an eighth of the time.
+const CONTEXTS: usize = 3;
 /// The path probability there must be left for further evidence to be heard: this divided by the nodes of the draft, and never
 /// more than that.
 const LEAST_HEARD: f32 = 0.4;
@@ -93,7 +93,7 @@ impl Draft {
         self.tokens.is_empty()
     }
 
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.tokens.clear();
         self.parents.clear();
         self.probabilities.clear();
@@ -376,9 +376,7 @@ impl Scratch {
             foreseen: [None; 2],
         };
         self.open.push(root);
-        if options.max_nodes > 0 {
-            self.push_children(view, -1, 1.0, options);
-        }
+        self.push_children(view, -1, 1.0, options);
         std::mem::swap(&mut self.evidence, &mut self.expected);
         while let Some(best) = self.frontier.pop() {
             draft.tokens.push(best.token);
@@ -621,13 +619,13 @@ impl Scratch {
                     occurrences.next();
                 }
                 let total = (occurrences.start - node.occurrences.start) as u64;
-                if !self.blend.is_full(Source::Own) && !self.blend.repeats(Source::Own, total) {
+                if !self.blend.repeats(Source::Own, total) {
                     self.add_own(own_length + node.depth, total, latest.1);
                 }
             } else {
                 let at = self.contexts[context];
                 context += 1;
-                if !self.blend.is_full(Source::History) && !self.add_history(view, &node, &at) {
+                if !self.add_history(view, &node, &at) {
                     continue;
                 }
                 self.contexts[kept] = at;

@@ -11,8 +11,11 @@ use crate::sync::unmodelled::{Arc, AtomicUsize, Condvar, Mutex, OnceLock, Orderi
 
 /// Helpers at most.
 const HELPERS: usize = 3;
-/// Looks at whether the last parts are done, before sleeping until they are; and a helper's at whether there is more to do.
+/// Looks at whether the last parts are done, before sleeping until they are.
 const SPINS: usize = 200;
+/// A helper's looks at whether there is something to do, while someone has said that there will be: a tenth of a millisecond or
+/// two. To wake it takes half as long.
+const LOOKS: usize = 4000;
 
 /// Work in parts that do not depend on each other.
 pub(crate) trait Parts: Send + Sync + 'static {
@@ -95,8 +98,9 @@ struct Pool {
     helpers: usize,
     /// The present job, if any.
     job: Mutex<Option<Arc<Job>>>,
-    /// Jobs posted so far.
+    /// Jobs posted so far, and callers who are about to post more.
     jobs: AtomicUsize,
+    callers: AtomicUsize,
     /// Told when there is a job, and when one is done.
     posted: Condvar,
     finished: Condvar,
@@ -111,6 +115,7 @@ impl Pool {
                 helpers: 0,
                 job: Mutex::new(None),
                 jobs: AtomicUsize::new(0),
+                callers: AtomicUsize::new(0),
                 posted: Condvar::new(),
                 finished: Condvar::new(),
             };
@@ -127,40 +132,68 @@ impl Pool {
         })
     }
 
-    /// Waits a moment for a job beyond those there have been: the next part of a step is not worth falling asleep before.
-    fn look_out(&self, jobs: usize) {
-        for _ in 0..SPINS {
-            if self.jobs.load(Ordering::Relaxed) != jobs {
-                return; // a hint: the lock tells
+    /// Waits a while for a job beyond those there have been, if someone is about to post one. Returns whether it came.
+    fn look_out(&self, jobs: usize) -> bool {
+        // Relaxed, both: hints, the lock tells.
+        let comes = || self.callers.load(Ordering::Relaxed) > 0;
+        let came = || self.jobs.load(Ordering::Relaxed) != jobs;
+        for _ in 0..LOOKS {
+            if came() || !comes() {
+                break;
             }
             std::hint::spin_loop();
         }
+        came()
     }
 
     fn serve(&self) {
+        let mut awake = true;
         let mut job = lock(&self.job);
         loop {
-            let Some(present) = job.take() else {
+            let jobs = self.jobs.load(Ordering::Relaxed); // changes under the lock
+            if let Some(present) = job.take() {
+                if !present.is_taken() {
+                    *job = Some(Arc::clone(&present)); // there is something for others too
+                }
+                drop(job);
+                let last = present.help(End::Back);
+                drop(present);
+                if last {
+                    drop(lock(&self.job)); // who waits has seen it undone and now sleeps, or sees it done
+                    self.finished.notify_all();
+                }
+                awake = true;
+            } else if awake {
+                drop(job);
+                awake = self.look_out(jobs);
+            } else {
                 job = self
                     .posted
                     .wait(job)
                     .unwrap_or_else(std::sync::PoisonError::into_inner);
+                awake = true;
                 continue;
-            };
-            if !present.is_taken() {
-                *job = Some(Arc::clone(&present)); // there is something for others too
             }
-            drop(job);
-            let jobs = self.jobs.load(Ordering::Relaxed); // a hint
-            let last = present.help(End::Back);
-            drop(present);
-            if last {
-                drop(lock(&self.job)); // who waits has seen it undone and now sleeps, or sees it done
-                self.finished.notify_all();
-            }
-            self.look_out(jobs);
             job = lock(&self.job);
         }
+    }
+}
+
+/// Keeps the helpers awake, for work that is about to come.
+pub(crate) struct Awake(());
+
+/// Wakes the helpers, which takes a while. Until the value is dropped they look out for work, though not for long.
+pub(crate) fn wake() -> Awake {
+    let pool = Pool::get();
+    pool.callers.fetch_add(1, Ordering::Relaxed); // a hint
+    drop(lock(&pool.job)); // who has looked in vain sleeps by now, and is told
+    pool.posted.notify_all();
+    Awake(())
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        Pool::get().callers.fetch_sub(1, Ordering::Relaxed); // a hint
     }
 }
 
@@ -199,7 +232,8 @@ pub(crate) fn run(place: &mut Place, work: Arc<dyn Parts>, parts: Range<usize>) 
     let wanted = parts.len().saturating_sub(1).min(pool.helpers);
     let job = place.put(Job::new(work, parts));
     if wanted > 0 {
-        *lock(&pool.job) = Some(Arc::clone(&job));
+        let mut present = lock(&pool.job);
+        *present = Some(Arc::clone(&job));
         pool.jobs.fetch_add(1, Ordering::Relaxed); // a hint to who looks for it: the lock publishes
     }
     (0..wanted).for_each(|_| pool.posted.notify_one());

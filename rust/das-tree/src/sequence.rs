@@ -354,6 +354,11 @@ impl Running {
     }
 
     fn draft(&mut self, options: &DraftOptions, draft: &mut Draft) {
+        if options.max_nodes == 0 {
+            draft.clear();
+            self.insight.expect_nothing();
+            return;
+        }
         let place = self.place(context_limit(&self.tree));
         let before = self.insight.memory_usage();
         let mut insight = std::mem::take(&mut self.insight);

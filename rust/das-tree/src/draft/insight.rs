@@ -124,6 +124,11 @@ impl Insight {
             + 16 * drafted.capacity()
     }
 
+    /// No draft is made.
+    pub(crate) fn expect_nothing(&mut self) {
+        self.pending.clear();
+    }
+
     /// The evidence of this draft about the next token.
     pub(crate) fn expect(&mut self, evidence: &Evidence) {
         self.pending.copy(evidence);

@@ -199,7 +199,7 @@ impl<'a> Request<'a> {
         [own, history]
     }
 
-    /// Lengths at which the evidence changes, longest first, at most six.
+    /// Lengths at which the evidence changes, longest first, at most three.
     fn lengths(&self, known: usize, total: impl Fn(usize) -> u64) -> Vec<usize> {
         let mut last = 0;
         let longest = known.min(self.oracle.max_depth / 2);
@@ -208,7 +208,7 @@ impl<'a> Request<'a> {
             // Open suffixes may leave a shorter context without counted occurrences: it says nothing, of itself or others.
             total != 0 && std::mem::replace(&mut last, total) != total
         });
-        changes.take(6).collect()
+        changes.take(3).collect()
     }
 
     fn draft(&self, max_nodes: usize, floor: f32, chain: bool) -> Nodes {
@@ -322,21 +322,18 @@ pub fn in_units(total: u64, unit: u64) -> u64 {
     ((total + unit / 2) / unit).max(1)
 }
 
-/// The published rule: stick-breaking over the levels, four of each source with different totals. Also returns the lengths
+/// The published rule: stick-breaking over the levels, those of each source with different totals. Also returns the lengths
 /// of the history contexts that repeat a longer one.
 fn blend(levels: &[Level], unit: u64) -> (Blended, Vec<usize>) {
     let mut shares = BTreeMap::<u32, (f32, u32)>::new();
     let mut repeats = Vec::new();
     let mut mass = 1.0f32;
-    let (mut used, mut last) = ([0, 0], [0, 0]);
+    let mut last = [0, 0];
     for level in levels {
         if mass <= 0.01 {
             break;
         }
         let source = usize::from(level.own);
-        if used[source] == 4 {
-            continue;
-        }
         let &Level {
             own,
             length,
@@ -349,7 +346,6 @@ fn blend(levels: &[Level], unit: u64) -> (Blended, Vec<usize>) {
             continue;
         }
         last[source] = total;
-        used[source] += 1;
         let most = level.followers.iter().map(|&(_, count)| count).max();
         let dominant = most.unwrap_or(0) as f32 > 0.6 * total as f32;
         if own && distinct > 1 {
