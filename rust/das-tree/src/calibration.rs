@@ -28,6 +28,10 @@ pub(crate) struct Calibration {
     knots: Box<[Ratio]>,
 }
 
+/// What the table says at one moment, without divisions: a draft asks for hundreds of estimates.
+#[derive(Debug)]
+pub(crate) struct Worths([f32; VOICES * KNOTS]);
+
 /// Between which knots an estimate lies, and how near the second.
 struct Place {
     knot: usize,
@@ -42,6 +46,30 @@ fn place(estimate: f32, voices: u32) -> Place {
     Place {
         knot: group * KNOTS + knot,
         along: at - knot as f32,
+    }
+}
+
+fn interpolate(Place { knot, along }: Place, share: impl Fn(usize) -> f32) -> f32 {
+    share(knot) * (1.0 - along) + share(knot + 1) * along
+}
+
+impl Default for Worths {
+    fn default() -> Self {
+        Self([0.0; VOICES * KNOTS])
+    }
+}
+
+impl Worths {
+    /// Takes over what the table says now.
+    pub(crate) fn read(&mut self, table: &Calibration) {
+        for (share, knot) in self.0.iter_mut().zip(&table.knots) {
+            *share = knot.share();
+        }
+    }
+
+    /// What an estimate, named by so many pieces of evidence, is worth.
+    pub(crate) fn of(&self, estimate: f32, voices: u32) -> f32 {
+        interpolate(place(estimate, voices), |knot| self.0[knot])
     }
 }
 
@@ -61,11 +89,9 @@ impl Calibration {
     /// Words of the table.
     pub(crate) const WORDS: usize = Ratio::WORDS * VOICES * KNOTS;
 
-    /// What an estimate, named by so many pieces of evidence, is worth.
-    pub(crate) fn worth(&self, estimate: f32, voices: u32) -> f32 {
-        let Place { knot, along } = place(estimate, voices);
-        let share = |knot: usize| self.knots[knot].share();
-        share(knot) * (1.0 - along) + share(knot + 1) * along
+    /// See [`Worths::of`].
+    fn worth(&self, estimate: f32, voices: u32) -> f32 {
+        interpolate(place(estimate, voices), |knot| self.knots[knot].share())
     }
 
     /// Learns whether what was estimated came.
@@ -114,6 +140,21 @@ mod tests {
         assert!((table.worth(0.3, 1) - 0.2).abs() < 0.02);
         assert!((table.worth(0.3, 3) - 0.6).abs() < 0.02);
         assert!((table.worth(0.3, 2) - 0.3).abs() < 0.02);
+    }
+
+    #[test]
+    fn what_is_taken_over_says_the_same() {
+        let (table, mut worths) = (Calibration::default(), Worths::default());
+        for i in 0..5_000u32 {
+            let estimate = (i * 37 % 1000) as f32 / 1000.0;
+            table.learn(estimate, i % 6, i % 3 == 0);
+        }
+        worths.read(&table);
+        for estimate in [0.0, 0.002, 0.11, 0.5, 0.93, 1.0] {
+            for voices in 0..6 {
+                assert_eq!(worths.of(estimate, voices), table.worth(estimate, voices));
+            }
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub(crate) mod insight;
 
 use crate::{
     blend::{Blend, Share, Source},
+    calibration::Worths,
     frontier::Frontier,
     id::Token,
     locus::{Ahead, Evidence, Locus},
@@ -112,6 +113,13 @@ struct View<'a> {
     informed: bool,
 }
 
+impl View<'_> {
+    /// Whether anything is learned beside counts.
+    fn learns(&self) -> bool {
+        self.informed || self.sources.tree.lore.shared
+    }
+}
+
 /// An earlier occurrence of the request's last tokens in its own text.
 #[derive(Clone, Copy, Debug)]
 struct Occurrence {
@@ -196,6 +204,8 @@ struct Scratch {
     /// What the own text is made of, under the dice of each depth so far.
     recent: Vec<Vec<(Token, f32)>>,
     recent_depths: usize,
+    /// What estimates are worth at the moment.
+    worths: Worths,
 }
 
 sync::thread_local! {
@@ -236,7 +246,7 @@ pub(crate) fn running(
             ..sources
         },
     };
-    let learns = view.informed || tree.lore.shared;
+    let learns = view.learns();
     SCRATCH.with(|scratch| {
         let scratch = &mut *scratch.borrow_mut();
         scratch.collect_occurrences(&view, earlier);
@@ -366,6 +376,10 @@ impl Scratch {
         self.evidence.clear();
         self.expected.clear();
         self.recent_depths = 0;
+        if view.learns() {
+            self.worths
+                .read(&view.sources.tree.lore.backoff.calibration);
+        }
         let own = view.sources.own;
         let root = Open {
             occurrences: 0..self.occurrences.len(),
@@ -442,10 +456,9 @@ impl Scratch {
         self.estimate(view, probability, least);
         let shares = self.blend.shares().iter();
         let likely = shares.filter(|(_, share)| share.estimate >= LEAST_SHARE);
-        let lore = &view.sources.tree.lore;
-        let calibration = (view.informed || lore.shared).then_some(&lore.backoff.calibration);
-        let worth = |share: &Share| match calibration {
-            Some(calibration) => calibration.worth(share.estimate, share.voices),
+        let worths = view.learns().then_some(&self.worths);
+        let worth = |share: &Share| match worths {
+            Some(worths) => worths.of(share.estimate, share.voices),
             None => share.estimate,
         };
         let children = likely.map(|&(token, share)| Candidate {
