@@ -260,7 +260,8 @@ pub(crate) fn running(
 /// Drafts from a text that is not in the tree.
 pub(crate) fn stateless(tree: &Tree, text: &[Token], options: &DraftOptions) -> Draft {
     let mut draft = Draft::default();
-    let Some((&last, before)) = text.split_last() else {
+    let last = text.split_last().filter(|_| options.max_nodes > 0);
+    let Some((&last, before)) = last else {
         return draft;
     };
     let sources = Sources {
